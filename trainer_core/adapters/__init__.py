@@ -1,0 +1,1 @@
+"""Adapter kinds and their file formats."""

@@ -1,0 +1,88 @@
+"""What surrounds a step: folders it may read and write, the device, and a way to talk back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+
+from .errors import TrainerError
+from .events import Event, Request
+
+PACK_DIR = Path(__file__).resolve().parent.parent
+DEMO_DIR = PACK_DIR / "demo"
+RUNS_FOLDER = "lumina2_trainer"
+"""Folder below the output folder that holds caches and runs; also the prefix of events and routes."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepContext:
+    """Given to every step by the node or by the command line."""
+
+    output_dir: Path
+    """Where runs and caches are written, below `lumina2_trainer/`."""
+    loras_dir: Path
+    """Where Save Adapter puts its files."""
+    device: torch.device
+    """Where models run."""
+    roots: tuple[Path, ...] = ()
+    """Folders that datasets may lie in; the demo folder is always one."""
+    model_dirs: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
+    """Where model files of a kind lie: checkpoints, diffusion_models, diffusers, text_encoders, vae, loras."""
+    emit: Callable[[Event], None] = lambda event: None
+    """Takes every event; must not block."""
+    should_stop: Callable[[], bool] = lambda: False
+    """Asked between steps and between cache entries."""
+    take_requests: Callable[[str], frozenset[Request]] = lambda run: frozenset()
+    """What was asked of this run since the last call."""
+    workflow: str = ""
+    """The workflow as JSON text, kept beside the run; empty if unknown."""
+
+    @property
+    def runs_dir(self) -> Path:
+        """Parent of all run folders."""
+        return self.output_dir / RUNS_FOLDER
+
+    @property
+    def cache_dir(self) -> Path:
+        """Parent of the latent and text caches."""
+        return self.runs_dir / "cache"
+
+    def resolve_inside_roots(self, path: str, what: str) -> Path:
+        """The real path of something a workflow names, if it lies in an allowed folder.
+
+        Args:
+            path: Absolute, or relative to one of the roots.
+            what: Name of the setting, for the message.
+
+        Raises:
+            TrainerError: The path does not exist or lies outside of every root.
+        """
+        if "\x00" in path or path.startswith(("\\\\", "//")):
+            raise TrainerError(f"{what} {path!r} is not a path on this machine")
+        roots = [root.resolve() for root in (*self.roots, DEMO_DIR)]
+        candidates = [Path(path).expanduser()] if Path(path).expanduser().is_absolute() else [r / path for r in roots]
+        inside = [c.resolve() for c in candidates if any(c.resolve().is_relative_to(root) for root in roots)]
+        found = next((c for c in inside if c.exists()), None)
+        if found is not None:
+            return found
+        allowed = ", ".join(str(root) for root in roots)
+        if inside:
+            raise TrainerError(f"{what} {path!r} does not exist; looked in {allowed}")
+        raise TrainerError(f"{what} {path!r} lies outside of the allowed folders: move it into one of {allowed}")
+
+    def find_model(self, kinds: tuple[str, ...], name: str, what: str) -> Path:
+        """A model file or folder by the name the combo shows.
+
+        Raises:
+            TrainerError: No folder of these kinds holds it.
+        """
+        folders = [folder.resolve() for kind in kinds for folder in self.model_dirs.get(kind, ())]
+        for folder in folders:
+            path = (folder / name).resolve()
+            if path.is_relative_to(folder) and path.exists():
+                return path
+        searched = ", ".join(str(folder) for folder in folders) or "no folder: none is configured"
+        raise TrainerError(f"{what} {name!r} was not found; searched {searched}")

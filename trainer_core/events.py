@@ -1,0 +1,28 @@
+"""What a running step tells its surroundings, and what they may ask of it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+EventKind = Literal["progress", "validation", "checkpoint", "finished", "failed"]
+Request = Literal["save", "validate"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Event:
+    """One message, sent as the websocket event `lumina2_trainer.<kind>`.
+
+    README documents the fields of each kind as JSON.
+    """
+
+    kind: EventKind
+    run: str
+    """Name of the run folder, or of the step ("cache_latents") where there is no run."""
+    data: Mapping[str, Any]
+    """Plain numbers, strings and lists; pictures as paths relative to the run folder."""
+
+    def to_json(self) -> dict[str, Any]:
+        """The event's payload without its kind."""
+        return {"run": self.run, **self.data}

@@ -1,0 +1,95 @@
+"""Attention over packed sequences: every sample attends to its own tokens only.
+
+Shape suffixes: S tokens of all samples, B samples, N longest sample, H query heads, K key/value heads, E head size.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+try:
+    from torch.nn.attention.varlen import varlen_attn
+except ImportError:  # torch < 2.10: the padded path serves every device
+    varlen_attn = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Segments:
+    """Where each sample's tokens lie in a packed sequence."""
+
+    lengths: tuple[int, ...]
+    """Tokens of each sample."""
+    offsets: Tensor
+    """[B + 1] int32, where each sample starts; the last is S."""
+    padded_index_BN: Tensor | None
+    """[B, N] int64, packed position of each padded position (0 for padding); None if all lengths are equal."""
+    packed_index_S: Tensor | None
+    """[S] int64, padded position (in B * N) of each packed position."""
+    mask_B11N: Tensor | None
+    """[B, 1, 1, N] bool, True where a padded position holds a token."""
+
+    @classmethod
+    def build(cls, lengths: tuple[int, ...], device: torch.device) -> Segments:
+        """Precompute every index on the host, so that the network never waits for the device."""
+        longest = max(lengths)
+        starts = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
+        offsets = torch.tensor(starts, dtype=torch.int32).to(device, non_blocking=True)
+        if min(lengths) == longest:
+            return cls(lengths=lengths, offsets=offsets, padded_index_BN=None, packed_index_S=None, mask_B11N=None)
+        position_N = torch.arange(longest)
+        is_token_BN = position_N < torch.tensor(lengths)[:, None]
+        padded_index_BN = torch.where(is_token_BN, position_N + torch.tensor(starts[:-1])[:, None], 0)
+        return cls(
+            lengths=lengths,
+            offsets=offsets,
+            padded_index_BN=padded_index_BN.to(device, non_blocking=True),
+            packed_index_S=is_token_BN.flatten().nonzero().flatten().to(device, non_blocking=True),
+            mask_B11N=is_token_BN[:, None, None].to(device, non_blocking=True),
+        )
+
+
+def attend(query_SHE: Tensor, key_SKE: Tensor, value_SKE: Tensor, segments: Segments) -> Tensor:
+    """Scaled dot-product attention within each sample.
+
+    Args:
+        query_SHE: [S, H, E].
+        key_SKE: [S, K, E], K divides H (grouped-query attention).
+        value_SKE: [S, K, E].
+        segments: Which tokens belong together.
+
+    Returns:
+        [S, H, E], dtype of the query.
+    """
+    if segments.padded_index_BN is None:
+        return _attend_equal(query_SHE, key_SKE, value_SKE, len(segments.lengths))
+    if varlen_attn is not None and query_SHE.is_cuda and query_SHE.dtype in (torch.bfloat16, torch.float16):
+        groups = query_SHE.shape[1] // key_SKE.shape[1]
+        return varlen_attn(
+            query_SHE,
+            key_SKE.repeat_interleave(groups, 1),
+            value_SKE.repeat_interleave(groups, 1),
+            segments.offsets,
+            segments.offsets,
+            max(segments.lengths),
+            max(segments.lengths),
+        )
+    return _attend_padded(query_SHE, key_SKE, value_SKE, segments)
+
+
+def _attend_equal(query_SHE: Tensor, key_SKE: Tensor, value_SKE: Tensor, num_samples: int) -> Tensor:
+    query, key, value = (
+        x.unflatten(0, (num_samples, -1)).transpose(1, 2) for x in (query_SHE, key_SKE, value_SKE)
+    )  # [S, H, E] -> [B, H, N, E]
+    out_BHNE = F.scaled_dot_product_attention(query, key, value, enable_gqa=True)
+    return out_BHNE.transpose(1, 2).flatten(0, 1)  # [B, H, N, E] -> [S, H, E]
+
+
+def _attend_padded(query_SHE: Tensor, key_SKE: Tensor, value_SKE: Tensor, segments: Segments) -> Tensor:
+    assert segments.padded_index_BN is not None and segments.packed_index_S is not None
+    query, key, value = (x[segments.padded_index_BN].transpose(1, 2) for x in (query_SHE, key_SKE, value_SKE))
+    out_BHNE = F.scaled_dot_product_attention(query, key, value, attn_mask=segments.mask_B11N, enable_gqa=True)
+    return out_BHNE.transpose(1, 2).flatten(0, 1)[segments.packed_index_S]  # [B, H, N, E] -> [S, H, E]

@@ -1,0 +1,1 @@
+"""Sending results elsewhere: trackers, hub, model card."""

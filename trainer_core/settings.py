@@ -1,0 +1,115 @@
+"""Settings fields: one default, one range and one sentence for nodes, command line and checks."""
+
+from __future__ import annotations
+
+import ast
+import dataclasses
+import functools
+import inspect
+import math
+import textwrap
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from .errors import TrainerError
+
+
+def setting(
+    default: Any,
+    *,
+    minimum: float | None = None,
+    maximum: float | None = None,
+    step: float | None = None,
+    choices: Iterable[str] | Callable[[], Iterable[str]] = (),
+    multiline: bool = False,
+) -> Any:
+    """A dataclass field that a node shows as a widget.
+
+    Args:
+        default: The value used everywhere; its type decides the widget.
+        minimum: Smallest value allowed.
+        maximum: Largest value allowed.
+        step: What one click on the widget's arrow changes.
+        choices: Allowed strings: the keys of a registry, or a function that gives them.
+        multiline: A text box instead of one line.
+    """
+    limits = {"minimum": minimum, "maximum": maximum, "step": step, "choices": choices, "multiline": multiline}
+    return dataclasses.field(default=default, metadata=limits)
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class SettingField:
+    """One field of a settings dataclass, as nodes and docs need it."""
+
+    name: str
+    default: Any
+    docstring: str
+    minimum: float | None
+    maximum: float | None
+    step: float | None
+    choices: tuple[str, ...]
+    multiline: bool
+
+
+@functools.cache
+def _docstrings(cls: type) -> dict[str, str]:
+    """The string literal under each field of a class and of the dataclasses it extends."""
+    found: dict[str, str] = {}
+    for base in cls.__bases__:
+        if dataclasses.is_dataclass(base):
+            found.update(_docstrings(base))
+    body = ast.parse(textwrap.dedent(inspect.getsource(cls))).body[0]
+    assert isinstance(body, ast.ClassDef)
+    for field, text in zip(body.body, body.body[1:], strict=False):
+        if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
+            assert isinstance(field.target, ast.Name)
+            found[field.target.id] = inspect.cleandoc(str(text.value.value)).replace("\n", " ")
+    return found
+
+
+def describe_settings(cls: type) -> list[SettingField]:
+    """The fields of a settings dataclass that were declared with `setting`, in order."""
+    docstrings = _docstrings(cls)
+    fields = []
+    for field in dataclasses.fields(cls):
+        if "choices" not in field.metadata:
+            continue
+        limits = dict(field.metadata)
+        choices = limits.pop("choices")
+        fields.append(
+            SettingField(
+                name=field.name,
+                default=field.default,
+                docstring=docstrings[field.name],
+                choices=tuple(choices() if callable(choices) else choices),
+                **limits,
+            )
+        )
+    return fields
+
+
+def check_settings(instance: Any) -> None:
+    """Check type, range and choice of every field; call it from `__post_init__`.
+
+    Raises:
+        TrainerError: A value is of the wrong type, out of range or not a choice.
+    """
+    for field in describe_settings(type(instance)):
+        value = getattr(instance, field.name)
+        _check_type(field, value)
+        if field.choices and value not in field.choices:
+            raise TrainerError(f"{field.name} is {value!r}: choose one of {', '.join(field.choices)}")
+        if isinstance(value, (int, float)) and not isinstance(value, bool):
+            if not math.isfinite(value):
+                raise TrainerError(f"{field.name} is {value}: it must be a finite number")
+            if field.minimum is not None and value < field.minimum:
+                raise TrainerError(f"{field.name} is {value}: it must be at least {field.minimum}")
+            if field.maximum is not None and value > field.maximum:
+                raise TrainerError(f"{field.name} is {value}: it must be at most {field.maximum}")
+
+
+def _check_type(field: SettingField, value: Any) -> None:
+    wanted = type(field.default)
+    accepted: tuple[type, ...] = (int, float) if wanted is float else (wanted,)
+    if not isinstance(value, accepted) or (isinstance(value, bool) and wanted is not bool):
+        raise TrainerError(f"{field.name} is {value!r}: it must be of type {wanted.__name__}")

@@ -1,0 +1,158 @@
+"""One function per node: settings and sockets in, a socket value out.
+
+Nodes and the headless runner call these and nothing else of the core.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .adapters.lora import LoRASettings
+from .context import StepContext
+from .data.cache import EmbedCache, LatentCache
+from .data.folder import Dataset, DatasetFolderSettings
+from .job import Adapter, TrainLoRASettings
+from .lumina2.model_files import LoadSettings, Lumina2Model
+from .lumina2.prompts import SYSTEM_PROMPTS
+from .lumina2.timesteps import NoiseSettings
+from .settings import check_settings, setting
+from .training.settings import CheckpointSettings, OptimizerSettings
+from .validation.settings import ValidateSettings, ValidationSettings
+
+ADAPTER_FORMATS = ("comfyui", "diffusers", "both")
+ADAPTER_DTYPES = ("bf16", "fp16", "fp32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheLatentsSettings:
+    """Widgets of Cache Latents."""
+
+    batch_size: int = setting(1, minimum=1, maximum=256)
+    """Pictures of equal size encoded at once; more is faster and needs more memory."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class CacheTextEmbedsSettings:
+    """Widgets of Cache Text Embeds."""
+
+    system_prompt: str = setting("superior", choices=(*SYSTEM_PROMPTS, "custom"))
+    """Text put before every caption; use the one your base model was trained with, and the same when you generate. "anime" suits Neta and NetaYume Lumina; "none" adds nothing."""
+    custom_system_prompt: str = setting("", multiline=True)
+    """The system prompt when system_prompt is "custom"."""
+    batch_size: int = setting(8, minimum=1, maximum=1024)
+    """Captions encoded at once."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveAdapterSettings:
+    """Widgets of Save Adapter."""
+
+    name: str = setting("my_lora")
+    """File name without ending; a number is added so that no file is ever overwritten."""
+    format: str = setting("comfyui", choices=ADAPTER_FORMATS)
+    """Naming of the weights: "comfyui" for ComfyUI and most tools, "diffusers" for Lumina2Pipeline, "both" writes two files."""
+    dtype: str = setting("bf16", choices=ADAPTER_DTYPES)
+    """Precision of the saved weights; bf16 halves the file without a visible difference."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetReport:
+    """What Dataset Folder found."""
+
+    dataset: Dataset
+    text: str
+    """Counts, buckets, warnings; for people."""
+    contact_sheet_path: Path
+    """PNG with thumbnails, captions and buckets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What training gives."""
+
+    adapter: Adapter
+    losses: tuple[float, ...]
+    """Loss of each optimizer step of the run."""
+    validation_images: tuple[Path, ...]
+    """Pictures of the last validation, in the order of the prompts; empty without validation."""
+    reused: bool
+    """The run had already finished and nothing was trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationResult:
+    """What Validate gives."""
+
+    images: tuple[Path, ...]
+    scores: str
+    """For people; empty while no score is computed."""
+
+
+def load_lumina2(settings: LoadSettings, *, context: StepContext) -> Lumina2Model:
+    """Find and check the model's files, without reading weights."""
+    raise NotImplementedError
+
+
+def read_dataset_folder(
+    settings: DatasetFolderSettings, *, dataset: Dataset | None = None, context: StepContext
+) -> DatasetReport:
+    """Read a folder and report on it; `dataset` is an earlier one to add to."""
+    raise NotImplementedError
+
+
+def cache_latents(
+    settings: CacheLatentsSettings, *, model: Lumina2Model, dataset: Dataset, context: StepContext
+) -> LatentCache:
+    """Encode every picture that is not cached yet."""
+    raise NotImplementedError
+
+
+def cache_text_embeds(
+    settings: CacheTextEmbedsSettings,
+    *,
+    model: Lumina2Model,
+    dataset: Dataset,
+    validation: ValidationSettings | None = None,
+    context: StepContext,
+) -> EmbedCache:
+    """Encode every caption, the validation prompts and the unconditional prompt that are not cached yet."""
+    raise NotImplementedError
+
+
+def train_lora(
+    settings: TrainLoRASettings,
+    *,
+    model: Lumina2Model,
+    latents: LatentCache,
+    embeds: EmbedCache,
+    adapter_settings: LoRASettings | None = None,
+    optimizer_settings: OptimizerSettings | None = None,
+    noise_schedule: NoiseSettings | None = None,
+    validation: ValidationSettings | None = None,
+    checkpoints: CheckpointSettings | None = None,
+    context: StepContext,
+) -> TrainResult:
+    """Train a LoRA, resume it, or return the finished one."""
+    raise NotImplementedError
+
+
+def validate(
+    settings: ValidateSettings, *, model: Lumina2Model, adapter: Adapter | None = None, context: StepContext
+) -> ValidationResult:
+    """Draw the prompts with the model and, if given, the adapter."""
+    raise NotImplementedError
+
+
+def save_adapter(settings: SaveAdapterSettings, *, adapter: Adapter, context: StepContext) -> tuple[Path, ...]:
+    """Write the adapter for ComfyUI, diffusers or both, under a name that is new."""
+    raise NotImplementedError

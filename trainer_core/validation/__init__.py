@@ -1,0 +1,1 @@
+"""Pictures and numbers that tell how training goes."""

@@ -1,0 +1,66 @@
+"""What to draw, and how: the settings of Validate and of Validation Prompts."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from ..errors import TrainerError
+from ..lumina2.prompts import SYSTEM_PROMPTS
+from ..settings import check_settings, setting
+
+SCHEDULES = ("comfyui", "diffusers")
+FROM_ADAPTER = "from adapter"
+
+
+@dataclass(frozen=True, kw_only=True)
+class SamplerSettings:
+    """Prompts and sampler, for validation during training and for Validate alike."""
+
+    prompts: str = setting("", multiline=True)
+    """One prompt a line, without the system prompt."""
+    negative_prompt: str = setting("", multiline=True)
+    """What guidance steers away from; encoded without the system prompt. Empty is the usual choice."""
+    width: int = setting(1024, minimum=64, maximum=4096, step=16)
+    """Width of the picture in pixels, a multiple of 16."""
+    height: int = setting(1024, minimum=64, maximum=4096, step=16)
+    """Height of the picture in pixels, a multiple of 16."""
+    num_inference_steps: int = setting(30, minimum=1, maximum=1000)
+    """Sampling steps a picture."""
+    guidance_scale: float = setting(4.0, minimum=0.0, maximum=100.0, step=0.1)
+    """Strength of classifier-free guidance; 1.0 turns it off."""
+    seed: int = setting(42, minimum=0, maximum=2**63 - 1)
+    """Seed of the starting noise; the same seed in KSampler gives the same picture."""
+    schedule: str = setting("comfyui", choices=SCHEDULES)
+    """"comfyui" draws what KSampler draws with euler, simple and plain guidance; "diffusers" what Lumina2Pipeline draws, with its schedule and guidance normalisation."""
+    shift: float = setting(6.0, minimum=0.01, maximum=100.0, step=0.1)
+    """Shift of the sampling schedule. Lumina2 was made for 6.0; this is not the shift of training."""
+    def __post_init__(self) -> None:
+        check_settings(self)
+        for side in ("width", "height"):
+            if getattr(self, side) % 16:
+                raise TrainerError(f"{side} is {getattr(self, side)}: it must be a multiple of 16")
+
+    @property
+    def prompt_list(self) -> tuple[str, ...]:
+        """The prompts, without empty lines."""
+        return tuple(line.strip() for line in self.prompts.splitlines() if line.strip())
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationSettings(SamplerSettings):
+    """Widgets of Validation Prompts; they are encoded with the system prompt of Cache Text Embeds."""
+
+    every_num_steps: int = setting(250, minimum=0, maximum=1000000)
+    """Optimizer steps between validations during training; 0 validates only at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidateSettings(SamplerSettings):
+    """Widgets of Validate."""
+
+    strength: float = setting(1.0, minimum=-10.0, maximum=10.0, step=0.05)
+    """Strength of the adapter, as in ComfyUI's LoRA loaders."""
+    system_prompt: str = setting(FROM_ADAPTER, choices=(FROM_ADAPTER, *SYSTEM_PROMPTS, "custom"))
+    """Text put before every prompt. "from adapter" is what the adapter was trained with; without an adapter it is "superior"."""
+    custom_system_prompt: str = setting("", multiline=True)
+    """The system prompt when system_prompt is "custom"."""
