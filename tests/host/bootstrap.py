@@ -14,7 +14,7 @@ def start_host(host_args: list[str]) -> None:
 
     comfy.options.enable_args_parsing()
     sys.argv = ["main.py", *host_args]
-    import comfy.cli_args  # noqa: F401  (it parses when it is imported)
+    import comfy.cli_args
 
 
 if __name__ == "__main__":

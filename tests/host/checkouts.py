@@ -62,7 +62,7 @@ class Host:
 
 
 def find_checkouts() -> list[Path]:
-    """ComfyUI folders: $COMFYUI_PATH (several joined as in PATH), the one this pack is installed in, ~/comfy/ComfyUI*."""
+    """ComfyUI folders: $COMFYUI_PATH (joined as in PATH), the one this pack is installed in, ~/comfy/ComfyUI*."""
     named = [Path(p).expanduser() for p in os.environ.get("COMFYUI_PATH", "").split(os.pathsep) if p]
     for path in named:
         assert (path / "comfyui_version.py").is_file(), f"COMFYUI_PATH names {path}, which is no ComfyUI checkout"

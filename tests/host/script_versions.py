@@ -5,9 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import comfy.cli_args
-import torch
-
 import lumina2_trainer
+import torch
 
 
 def main(word: str) -> dict[str, Any]:

@@ -53,6 +53,11 @@ class Lumina2Config:
     def patch_channels(self) -> int:
         return self.in_channels * self.patch_size**2
 
+    @property
+    def qkv_rows(self) -> tuple[int, int, int]:
+        """Rows of q, k and v in `attention.qkv`."""
+        return self.hidden_size, self.num_kv_heads * self.head_size, self.num_kv_heads * self.head_size
+
 
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the last dimension, computed in float32."""
@@ -72,8 +77,8 @@ class Attention(nn.Module):
     def __init__(self, config: Lumina2Config) -> None:
         super().__init__()
         self.head_size = config.head_size
-        self.split_sizes = [config.hidden_size, *[config.num_kv_heads * config.head_size] * 2]
-        self.qkv = nn.Linear(config.hidden_size, sum(self.split_sizes), bias=False)
+        self.split_sizes = config.qkv_rows
+        self.qkv = nn.Linear(config.hidden_size, sum(config.qkv_rows), bias=False)
         self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.q_norm = RMSNorm(config.head_size, config.norm_eps)
         self.k_norm = RMSNorm(config.head_size, config.norm_eps)
