@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -76,12 +77,19 @@ class StepContext:
     def find_model(self, kinds: tuple[str, ...], name: str, what: str) -> Path:
         """A model file or folder by the name the combo shows.
 
+        Links inside the models folder are followed wherever they lead: the user put them there.
+
+        Args:
+            kinds: Keys of `model_dirs`, searched in this order.
+            name: Relative to such a folder, or an absolute path inside one.
+            what: Name of the setting, for the message.
+
         Raises:
             TrainerError: No folder of these kinds holds it.
         """
-        folders = [folder.resolve() for kind in kinds for folder in self.model_dirs.get(kind, ())]
+        folders = [Path(os.path.abspath(folder)) for kind in kinds for folder in self.model_dirs.get(kind, ())]
         for folder in folders:
-            path = (folder / name).resolve()
+            path = Path(os.path.abspath(folder / name))
             if path.is_relative_to(folder) and path.exists():
                 return path
         searched = ", ".join(str(folder) for folder in folders) or "no folder: none is configured"

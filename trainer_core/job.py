@@ -15,7 +15,8 @@ from .training.optimizers import OPTIMIZERS
 from .training.settings import CheckpointSettings, OptimizerSettings
 from .validation.settings import ValidationSettings
 
-RESERVED_RUN_NAMES = frozenset({"cache"})
+RESERVED_RUN_NAMES = frozenset({"cache", "diffusers"})
+"""Folders beside the runs that hold something else."""
 
 
 @dataclass(frozen=True, kw_only=True)

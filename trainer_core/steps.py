@@ -8,20 +8,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
+from .adapters.export import ADAPTER_DTYPES, ADAPTER_FORMATS, read_adapter, write_adapter
 from .adapters.lora import LoRASettings
 from .context import StepContext
 from .data.cache import EmbedCache, LatentCache
 from .data.folder import Dataset, DatasetFolderSettings
-from .job import Adapter, TrainLoRASettings
+from .job import Adapter, TrainJob, TrainLoRASettings
 from .lumina2.model_files import LoadSettings, Lumina2Model
 from .lumina2.prompts import SYSTEM_PROMPTS
 from .lumina2.timesteps import NoiseSettings
 from .settings import check_settings, setting
+from .train import train
 from .training.settings import CheckpointSettings, OptimizerSettings
+from .validate import draw_validation
 from .validation.settings import ValidateSettings, ValidationSettings
 
-ADAPTER_FORMATS = ("comfyui", "diffusers", "both")
-ADAPTER_DTYPES = ("bf16", "fp16", "fp32")
+BOTH_FORMATS = "both"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,7 +58,7 @@ class SaveAdapterSettings:
 
     name: str = setting("my_lora")
     """File name without ending; a number is added so that no file is ever overwritten."""
-    format: str = setting("comfyui", choices=ADAPTER_FORMATS)
+    format: str = setting("comfyui", choices=(*ADAPTER_FORMATS, BOTH_FORMATS))
     """Naming of the weights: "comfyui" for ComfyUI and most tools, "diffusers" for Lumina2Pipeline, "both" writes two files."""
     dtype: str = setting("bf16", choices=ADAPTER_DTYPES)
     """Precision of the saved weights; bf16 halves the file without a visible difference."""
@@ -143,16 +145,36 @@ def train_lora(
     context: StepContext,
 ) -> TrainResult:
     """Train a LoRA, resume it, or return the finished one."""
-    raise NotImplementedError
+    job = TrainJob(
+        model=model,
+        latents=latents,
+        embeds=embeds,
+        train=settings,
+        adapter=adapter_settings or LoRASettings(),
+        optimizer=optimizer_settings or OptimizerSettings(),
+        noise=noise_schedule or NoiseSettings(),
+        validation=validation,
+        checkpoints=checkpoints or CheckpointSettings(),
+    )
+    run, was_finished = train(job, context)
+    return TrainResult(
+        adapter=Adapter(path=str(run.final_path), run_dir=str(run.path), step=settings.steps),
+        losses=run.losses(),
+        validation_images=run.last_samples(),
+        reused=was_finished,
+    )
 
 
 def validate(
     settings: ValidateSettings, *, model: Lumina2Model, adapter: Adapter | None = None, context: StepContext
 ) -> ValidationResult:
     """Draw the prompts with the model and, if given, the adapter."""
-    raise NotImplementedError
+    return ValidationResult(images=draw_validation(settings, model, adapter, context), scores="")
 
 
 def save_adapter(settings: SaveAdapterSettings, *, adapter: Adapter, context: StepContext) -> tuple[Path, ...]:
     """Write the adapter for ComfyUI, diffusers or both, under a name that is new."""
-    raise NotImplementedError
+    content = read_adapter(Path(adapter.path))
+    folders = {"comfyui": context.loras_dir, "diffusers": context.runs_dir / "diffusers"}
+    formats = list(folders) if settings.format == BOTH_FORMATS else [settings.format]
+    return tuple(write_adapter(content, folders[name], settings.name, name, settings.dtype) for name in formats)

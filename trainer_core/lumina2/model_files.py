@@ -5,9 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..settings import check_settings, setting
-
-PRECISIONS = ("bf16", "fp32")
-"""Precision of the frozen base and of the computation; adapters are float32 always."""
+from .precision import PRECISIONS
 
 TEXT_ATTENTIONS = ("comfyui", "original")
 """`comfyui` has no soft cap on attention logits, `original` caps them at 50 as Gemma2 was trained."""

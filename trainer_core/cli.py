@@ -1,0 +1,102 @@
+"""The command `lumina2-trainer`."""
+
+from __future__ import annotations
+
+import argparse
+import logging
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+from .errors import StopTraining, TrainerError
+
+EXIT_STOPPED = 130
+"""As a shell reports a program ended by Ctrl-C."""
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run the command line; returns the exit status."""
+    parser = _make_parser()
+    options = parser.parse_args(arguments)
+    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    try:
+        options.run(options)
+    except TrainerError as error:
+        print(f"lumina2-trainer: {error}", file=sys.stderr)
+        return 1
+    except StopTraining:
+        print("Stopped. What was done is kept; the same command goes on from there.", file=sys.stderr)
+        return EXIT_STOPPED
+    return 0
+
+
+def _make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="lumina2-trainer", description="Train Lumina2 without ComfyUI.")
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    run = commands.add_parser("run", help="run a workflow file saved in ComfyUI (canvas or API format)")
+    run.add_argument("workflow", type=Path, metavar="WORKFLOW.json")
+    run.add_argument(
+        "--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="replace a widget's value; NODE is an id or a type"
+    )
+    run.add_argument("--root", action="append", default=[], type=Path, metavar="DIR", help="folder that datasets may lie in")
+    run.add_argument("--models", action="append", default=[], type=Path, metavar="DIR", help="a ComfyUI models folder")
+    _add_common(run, _run_workflow)
+
+    demo = commands.add_parser("demo", help="train a LoRA on the bundled model and pictures")
+    _add_common(demo, _run_demo)
+
+    convert = commands.add_parser("convert", help="convert an adapter between ComfyUI's and diffusers' naming")
+    convert.add_argument("file", type=Path)
+    convert.add_argument("-o", "--output", type=Path, required=True)
+    convert.add_argument("--to", choices=("comfyui", "diffusers"), required=True)
+    convert.set_defaults(run=_convert)
+    return parser
+
+
+def _add_common(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None]) -> None:
+    parser.add_argument("--output", type=Path, default=Path("output"), metavar="DIR", help="where runs and caches go")
+    parser.add_argument("--device", default="", help="cuda, cuda:1, mps, cpu; the fastest there is by default")
+    parser.set_defaults(run=run)
+
+
+def _run_workflow(options: argparse.Namespace) -> None:
+    from .console import ConsoleReporter, stop_on_signals
+    from .headless import make_context, split_assignments
+    from .runner import run_workflow
+    from .workflow import read_workflow, with_values
+
+    assignments = split_assignments(options.set)
+    workflow = with_values(read_workflow(options.workflow), assignments)
+    for node in workflow.left_out:
+        print(f"left out: node {node} needs ComfyUI", file=sys.stderr)
+    with stop_on_signals() as should_stop:
+        context = make_context(
+            output_dir=options.output,
+            device=options.device,
+            roots=options.root,
+            models=options.models,
+            trusted=assignments.values(),
+            emit=ConsoleReporter(),
+            should_stop=should_stop,
+            workflow=options.workflow.read_text(encoding="utf-8"),
+        )
+        run_workflow(workflow, context)
+
+
+def _run_demo(options: argparse.Namespace) -> None:
+    from .console import ConsoleReporter, stop_on_signals
+    from .demo import run_demo
+    from .headless import make_context
+
+    with stop_on_signals() as should_stop:
+        context = make_context(
+            output_dir=options.output, device=options.device, emit=ConsoleReporter(), should_stop=should_stop
+        )
+        print(run_demo(context))
+
+
+def _convert(options: argparse.Namespace) -> None:
+    from .adapters.convert import convert_adapter
+
+    convert_adapter(options.file, options.output, options.to)

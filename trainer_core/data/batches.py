@@ -1,0 +1,57 @@
+"""Which samples make up each batch, and the random draws that go with each of them.
+
+Everything is a function of the seed and of a position in one endless stream of samples, so that nothing has to be stored
+to resume, and so that batches of 4 accumulated twice see the same samples and the same noise as batches of 8.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import random
+from collections.abc import Sequence
+
+import torch
+
+
+def derive_seed(seed: int, *names: str | int) -> int:
+    """A seed for one purpose, independent of every other purpose's."""
+    digest = hashlib.sha256("/".join(map(str, (seed, *names))).encode()).digest()
+    return int.from_bytes(digest[:8], "big") >> 1
+
+
+class SampleStream:
+    """An endless stream: one shuffled pass over the data after another.
+
+    A pass holds every sample as often as its repeats say. Batches run on across passes, so that no sample is dropped and
+    no batch is short, however few pictures a bucket has.
+    """
+
+    def __init__(self, repeats: Sequence[int], seed: int) -> None:
+        """
+        Args:
+            repeats: How often each sample counts in one pass.
+            seed: Decides the order.
+        """
+        self.items = [index for index, count in enumerate(repeats) for _ in range(count)]
+        self.seed = seed
+        self._shuffled = functools.lru_cache(maxsize=2)(self._shuffle)
+
+    def _shuffle(self, epoch: int) -> list[int]:
+        order = list(self.items)
+        random.Random(derive_seed(self.seed, "order", epoch)).shuffle(order)
+        return order
+
+    def sample_at(self, position: int) -> int:
+        """Index of the sample at a position of the stream, from 0."""
+        epoch, offset = divmod(position, len(self.items))
+        return self._shuffled(epoch)[offset]
+
+    def epoch_at(self, position: int) -> int:
+        """Passes over the data completed before a position."""
+        return position // len(self.items)
+
+
+def sample_generator(seed: int, position: int) -> torch.Generator:
+    """The generator of every draw for the sample at a position: time, caption dropout and noise, in this order."""
+    return torch.Generator("cpu").manual_seed(derive_seed(seed, "draws", position))

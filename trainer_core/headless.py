@@ -1,0 +1,83 @@
+"""The surroundings of steps outside of ComfyUI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+
+import torch
+
+from .context import StepContext
+from .errors import TrainerError
+from .events import Event
+
+MODEL_KINDS = ("checkpoints", "diffusion_models", "diffusers", "text_encoders", "vae", "loras")
+"""Subfolders of a ComfyUI models folder."""
+
+
+def make_context(
+    *,
+    output_dir: Path,
+    device: str = "",
+    roots: Sequence[Path] = (),
+    models: Sequence[Path] = (),
+    trusted: Iterable[str] = (),
+    emit: Callable[[Event], None] = lambda event: None,
+    should_stop: Callable[[], bool] = lambda: False,
+    workflow: str = "",
+) -> StepContext:
+    """Build a context from the command line's arguments.
+
+    Args:
+        output_dir: Where runs, caches and adapters go.
+        device: Name of a torch device; the fastest there is if empty.
+        roots: Folders that datasets may lie in.
+        models: ComfyUI models folders.
+        trusted: Values typed on the command line; the paths among them are allowed.
+        emit: Takes every event.
+        should_stop: Asked between steps.
+        workflow: JSON text of the workflow.
+
+    Raises:
+        TrainerError: The device is unknown or not there.
+    """
+    typed = [Path(value).expanduser().absolute() for value in trusted if Path(value).expanduser().exists()]
+    model_dirs = {kind: (*(folder / kind for folder in models), *(path.parent for path in typed)) for kind in MODEL_KINDS}
+    return StepContext(
+        output_dir=output_dir.absolute(),
+        loras_dir=output_dir.absolute() / "loras",
+        device=_find_device(device),
+        roots=(*(root.absolute() for root in roots), *typed),
+        model_dirs=model_dirs,
+        emit=emit,
+        should_stop=should_stop,
+        workflow=workflow,
+    )
+
+
+def _find_device(name: str) -> torch.device:
+    if not name:
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+        torch.empty(0, device=device)
+    except (RuntimeError, AssertionError) as error:
+        raise TrainerError(f"device {name!r} cannot be used: {error}") from error
+    return device
+
+
+def split_assignments(texts: Sequence[str]) -> dict[str, str]:
+    """`NODE.INPUT=VALUE` texts as a mapping.
+
+    Raises:
+        TrainerError: A text has no "=" or no ".".
+    """
+    assignments = {}
+    for text in texts:
+        target, equals, value = text.partition("=")
+        if not equals or "." not in target:
+            raise TrainerError(f"--set {text!r}: write NODE.INPUT=VALUE, such as 5.steps=200")
+        assignments[target] = value
+    return assignments

@@ -1,0 +1,91 @@
+"""The flow-matching objective of Lumina2.
+
+x_t = (1 - t) * noise + t * latents, target = latents - noise, plain mean squared error: t runs from 0 (noise) to 1
+(image), the opposite of most projects' sigma. Source: Alpha-VLLM/Lumina-Image-2.0, transport/transport.py.
+
+Shape suffixes: B samples, T image tokens of all samples, L caption tokens of all samples, C channels of a patch.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from .layout import TokenLayout
+from .transformer import Lumina2Transformer, patchify
+
+NUM_TIMESTEP_BINS = 20
+"""Bins of t in the log, as in the original's training."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class NoisyBatch:
+    """What the network is shown and what it should answer."""
+
+    noisy_TC: Tensor
+    target_TC: Tensor
+    timesteps_B: Tensor
+    prompt_embeds_L: Tensor
+    layout: TokenLayout
+
+
+def make_noisy_batch(
+    latents: Sequence[Tensor],
+    noise: Sequence[Tensor],
+    timesteps: Tensor,
+    prompt_embeds: Sequence[Tensor],
+    axes_dims: tuple[int, ...],
+    device: torch.device,
+) -> NoisyBatch:
+    """Mix latents with noise and pack the samples; all in float32.
+
+    Args:
+        latents: Scaled latents of each sample, [channels, height, width]; sizes may differ.
+        noise: Standard normal noise of the same shapes.
+        timesteps: [B], t from 0 (noise) to 1 (image).
+        prompt_embeds: Text encoder states of each sample, [tokens, width], without padding.
+        axes_dims: The network's rotary dimensions.
+        device: Where the batch is put.
+    """
+    noisy, target = [], []
+    for x, n, t in zip(latents, noise, timesteps, strict=True):
+        x, n = patchify(x.float()), patchify(n.float())
+        noisy.append((1 - t) * n + t * x)
+        target.append(x - n)
+    return NoisyBatch(
+        noisy_TC=torch.cat(noisy).to(device, non_blocking=True),
+        target_TC=torch.cat(target).to(device, non_blocking=True),
+        timesteps_B=timesteps.float().to(device, non_blocking=True),
+        prompt_embeds_L=torch.cat(list(prompt_embeds)).to(device, non_blocking=True),
+        layout=TokenLayout.build(
+            tuple(len(p) for p in prompt_embeds),
+            tuple((x.shape[-2] // 2, x.shape[-1] // 2) for x in latents),
+            axes_dims,
+            device,
+        ),
+    )
+
+
+def flow_matching_loss(transformer: Lumina2Transformer, batch: NoisyBatch) -> Tensor:
+    """Mean squared error of each sample.
+
+    Returns:
+        [B] float32, not reduced, so that loss by noise level costs nothing.
+    """
+    dtype = transformer.x_embedder.weight.dtype
+    velocity_TC = transformer(
+        batch.noisy_TC.to(dtype), batch.timesteps_B, batch.prompt_embeds_L.to(dtype), batch.layout
+    )
+    error_T = (velocity_TC.float() - batch.target_TC).square().mean(-1)
+    return torch.stack([error.mean() for error in error_T.split(batch.layout.image.segments.lengths)])
+
+
+def loss_by_timestep_bin(losses: Sequence[float], timesteps: Sequence[float]) -> dict[int, float]:
+    """Mean loss of each of 20 bins of t that has a sample; bin 0 is the noisiest."""
+    bins: dict[int, list[float]] = {}
+    for loss, t in zip(losses, timesteps, strict=True):
+        bins.setdefault(min(int(t * NUM_TIMESTEP_BINS), NUM_TIMESTEP_BINS - 1), []).append(loss)
+    return {index: sum(values) / len(values) for index, values in sorted(bins.items())}

@@ -1,0 +1,76 @@
+"""Which step each node calls: what lets a workflow file run without ComfyUI."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from . import steps
+from .adapters.lora import LoRASettings
+from .data.folder import DatasetFolderSettings
+from .job import TrainLoRASettings
+from .lumina2.model_files import LoadSettings
+from .lumina2.timesteps import NoiseSettings
+from .training.settings import CheckpointSettings, OptimizerSettings
+from .validation.settings import ValidateSettings, ValidationSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class NodeStep:
+    """A node as the headless runner sees it."""
+
+    settings: type
+    """Dataclass of its widgets, in the order of the widgets."""
+    run: Callable[..., Any] | None = None
+    """Called with the settings, the linked sockets by name and the context; None hands the settings on."""
+    sockets: tuple[str, ...] = ()
+    """Names of the inputs that take links from other nodes."""
+    outputs: tuple[str | None, ...] = ("",)
+    """For each output the attribute of the result; "" is the result itself, None a value only ComfyUI's nodes take."""
+
+
+NODE_STEPS: dict[str, NodeStep] = {
+    "Lumina2Load": NodeStep(settings=LoadSettings, run=steps.load_lumina2),
+    "Lumina2DatasetFolder": NodeStep(
+        settings=DatasetFolderSettings,
+        run=steps.read_dataset_folder,
+        sockets=("dataset",),
+        outputs=("dataset", None, None),
+    ),
+    "Lumina2CacheLatents": NodeStep(
+        settings=steps.CacheLatentsSettings, run=steps.cache_latents, sockets=("model", "dataset")
+    ),
+    "Lumina2CacheTextEmbeds": NodeStep(
+        settings=steps.CacheTextEmbedsSettings,
+        run=steps.cache_text_embeds,
+        sockets=("model", "dataset", "validation"),
+    ),
+    "Lumina2TrainLoRA": NodeStep(
+        settings=TrainLoRASettings,
+        run=steps.train_lora,
+        sockets=(
+            "model",
+            "latents",
+            "embeds",
+            "adapter_settings",
+            "optimizer_settings",
+            "noise_schedule",
+            "validation",
+            "checkpoints",
+        ),
+        outputs=("adapter", None, None, None),
+    ),
+    "Lumina2Validate": NodeStep(
+        settings=ValidateSettings, run=steps.validate, sockets=("model", "adapter"), outputs=(None, None)
+    ),
+    "Lumina2SaveAdapter": NodeStep(
+        settings=steps.SaveAdapterSettings, run=steps.save_adapter, sockets=("adapter",), outputs=(None,)
+    ),
+    "Lumina2LoRASettings": NodeStep(settings=LoRASettings),
+    "Lumina2Optimizer": NodeStep(settings=OptimizerSettings),
+    "Lumina2NoiseSchedule": NodeStep(settings=NoiseSettings),
+    "Lumina2ValidationPrompts": NodeStep(settings=ValidationSettings),
+    "Lumina2Checkpoints": NodeStep(settings=CheckpointSettings),
+}
+"""By node id. The nodes of this pack that are missing here need ComfyUI."""

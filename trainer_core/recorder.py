@@ -1,0 +1,149 @@
+"""What a run leaves behind after each step: log lines, checkpoints, pictures, events, and the finished adapter."""
+
+from __future__ import annotations
+
+import dataclasses
+import datetime
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import Tensor
+
+from .adapters.lora import export_lora
+from .adapters.metadata import AdapterFacts, adapter_metadata
+from .context import StepContext
+from .data.cache import EmbedIndex, TrainingSample, load_embeds
+from .events import Event
+from .files import write_safetensors_atomically
+from .job import TrainJob
+from .run_folder import ADAPTER_FILE, RunFolder, step_folder
+from .training.checkpoints import prune_checkpoints, save_checkpoint
+from .training.session import StepRecord, TrainingSession
+from .validation.render import render_prompts
+
+SPEED_WINDOW = 20
+"""Steps over which seconds a step is averaged."""
+
+
+@dataclass(kw_only=True)
+class Recorder:
+    """Keeps the run folder and the listeners up to date."""
+
+    job: TrainJob
+    run: RunFolder
+    session: TrainingSession
+    samples: Sequence[TrainingSample]
+    embeds: EmbedIndex
+    context: StepContext
+    _seconds: list[float] = field(default_factory=list)
+    _validated_step: int = -1
+
+    def record_step(self, record: StepRecord) -> None:
+        """Log one step and do what is due after it or was asked for."""
+        self.run.append_log(dataclasses.asdict(record))
+        self._seconds = [*self._seconds[1 - SPEED_WINDOW :], record.seconds]
+        self._emit_progress(record)
+        requests = self.context.take_requests(self.run.name)
+        if _is_due(record.step, self.job.checkpoints.checkpoint_step_interval) or "save" in requests:
+            self.save_checkpoint()
+        validation = self.job.validation
+        if "validate" in requests or (validation and _is_due(record.step, validation.every_num_steps)):
+            self.validate(self.context.should_stop)
+
+    def _emit_progress(self, record: StepRecord) -> None:
+        seconds_per_step = sum(self._seconds) / len(self._seconds)
+        total = self.job.train.steps
+        data = {
+            "step": record.step,
+            "total": total,
+            "loss": record.loss,
+            "learning_rate": record.learning_rate,
+            "grad_norm": record.grad_norm,
+            "seconds_per_step": seconds_per_step,
+            "eta_seconds": seconds_per_step * (total - record.step),
+            "peak_memory_gib": record.peak_memory_gib,
+            "epoch": record.epoch,
+        }
+        self.context.emit(Event(kind="progress", run=self.run.name, data=data))
+
+    def save_checkpoint(self) -> None:
+        """Write a checkpoint of the current step and delete the oldest beyond the number kept."""
+        step = self.session.step
+        if step == 0:
+            return
+        folder = self.run.checkpoints_dir / step_folder(step)
+        save_checkpoint(
+            folder,
+            step=step,
+            parameters=self.session.parameters,
+            optimizer=self.session.optimizer,
+            exported=self._export(),
+            metadata=self._metadata(),
+            adapter_file=ADAPTER_FILE,
+        )
+        prune_checkpoints(self.run.checkpoints_dir, self.job.checkpoints.num_checkpoints_kept)
+        path = (folder / ADAPTER_FILE).relative_to(self.run.path).as_posix()
+        self.context.emit(Event(kind="checkpoint", run=self.run.name, data={"step": step, "path": path}))
+
+    def validate(self, should_stop: Callable[[], bool] = lambda: False) -> None:
+        """Draw the validation prompts with the weights as they are."""
+        settings = self.job.validation
+        if settings is None or not settings.prompt_list or self._validated_step == self.session.step:
+            return
+        paths = render_prompts(
+            settings,
+            transformer=self.session.transformer,
+            vae_path=Path(self.job.model.vae_path),
+            prompt_embeds={prompt: load_embeds(self.embeds.prompts[prompt]) for prompt in settings.prompt_list},
+            negative_embeds=load_embeds(self.embeds.negative_path(settings.negative_prompt)),
+            precision=self.job.model.precision,
+            folder=self.run.samples_dir(self.session.step),
+            should_stop=should_stop,
+        )
+        self._validated_step = self.session.step
+        images = [path.relative_to(self.run.path).as_posix() for path in paths]
+        data = {"step": self.session.step, "images": images, "prompts": list(settings.prompt_list)}
+        self.context.emit(Event(kind="validation", run=self.run.name, data=data))
+
+    def finish(self) -> None:
+        """Last checkpoint, last pictures, and the finished adapter, whose presence ends the run."""
+        self.save_checkpoint()
+        self.validate()
+        write_safetensors_atomically(self.run.final_path, self._export(), self._metadata())
+
+    def _export(self) -> dict[str, Tensor]:
+        train = self.job.train
+        return export_lora(self.session.parameters, rank=train.rank, alpha=train.alpha)
+
+    def _metadata(self) -> dict[str, str]:
+        job, train = self.job, self.job.train
+        width, height = max((sample.width, sample.height) for sample in self.samples)
+        return adapter_metadata(
+            AdapterFacts(
+                title=self.run.name,
+                rank=train.rank,
+                alpha=train.alpha,
+                base_name=job.model.name,
+                base_fingerprint=job.model.fingerprint,
+                trigger_words=self.embeds.trigger_words,
+                system_prompt=self.embeds.system_prompt,
+                text_attention=job.model.text_attention,
+                resolution=f"{width}x{height}",
+                step=self.session.step,
+                num_steps=train.steps,
+                num_images=len(self.samples),
+                batch_size=train.batch_size,
+                gradient_accumulation_steps=job.optimizer.gradient_accumulation_steps,
+                learning_rate=train.learning_rate,
+                optimizer=train.optimizer,
+                lr_schedule=job.optimizer.lr_schedule,
+                seed=train.seed,
+                targets=job.adapter.targets,
+                date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
+            )
+        )
+
+
+def _is_due(step: int, interval: int) -> bool:
+    return interval > 0 and step % interval == 0

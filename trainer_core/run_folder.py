@@ -1,0 +1,127 @@
+"""The run folder: where a run's job, log, checkpoints, samples and result lie."""
+
+from __future__ import annotations
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from .errors import TrainerError
+from .files import write_bytes_atomically, write_json_atomically
+
+ADAPTER_FILE = "adapter.safetensors"
+
+
+@dataclass(frozen=True, kw_only=True)
+class RunFolder:
+    """Paths and records of one run."""
+
+    path: Path
+
+    @property
+    def name(self) -> str:
+        """Name of the folder, which is the name of the run in events and routes."""
+        return self.path.name
+
+    @property
+    def job_path(self) -> Path:
+        return self.path / "job.json"
+
+    @property
+    def log_path(self) -> Path:
+        return self.path / "log.jsonl"
+
+    @property
+    def checkpoints_dir(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def final_path(self) -> Path:
+        """The finished adapter; it exists only when the run is finished."""
+        return self.path / "final" / ADAPTER_FILE
+
+    def samples_dir(self, step: int) -> Path:
+        """Validation pictures of one step."""
+        return self.path / "samples" / step_folder(step)
+
+    def last_samples(self) -> tuple[Path, ...]:
+        """Pictures of the last validation, in the order of the prompts."""
+        folders = sorted((self.path / "samples").glob("step-*"))
+        return tuple(sorted(folders[-1].glob("*.png"))) if folders else ()
+
+    def append_log(self, record: Mapping[str, Any]) -> None:
+        """Add one optimizer step to log.jsonl."""
+        with self.log_path.open("a", encoding="utf-8") as file:
+            file.write(json.dumps(record, ensure_ascii=False) + "\n")
+
+    def read_log(self) -> list[dict[str, Any]]:
+        """Records of all steps; a line cut short by a crash is left out."""
+        if not self.log_path.exists():
+            return []
+        records = []
+        for line in self.log_path.read_text(encoding="utf-8").splitlines():
+            try:
+                records.append(json.loads(line))
+            except json.JSONDecodeError:
+                break
+        return records
+
+    def truncate_log(self, step: int) -> None:
+        """Drop what was logged after the checkpoint a run resumes from."""
+        kept = [record for record in self.read_log() if record["step"] <= step]
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
+        write_bytes_atomically(self.log_path, text.encode())
+
+    def losses(self) -> tuple[float, ...]:
+        """Loss of each optimizer step."""
+        return tuple(record["loss"] for record in self.read_log())
+
+
+def step_folder(step: int) -> str:
+    """Folder name of a step; sorts by step."""
+    return f"step-{step:06d}"
+
+
+def open_run(runs_dir: Path, run_name: str, fingerprint: str, job: Mapping[str, Any], workflow: str) -> RunFolder:
+    """The folder of a job: the one it was started in, or a new one.
+
+    Another job under the same name is left alone: the new one gets `<name>-2`, `-3` and so on.
+
+    Args:
+        runs_dir: Parent of all runs.
+        run_name: As the user typed it.
+        fingerprint: Identifies the job; see `job_record.fingerprint_job`.
+        job: What job.json holds.
+        workflow: JSON text of the graph, or empty.
+
+    Raises:
+        TrainerError: The folder holds something that is not a run.
+    """
+    runs_dir.mkdir(parents=True, exist_ok=True)
+    pattern = re.compile(re.escape(run_name) + r"(?:-(\d+))?")
+    taken = {path.name: path for path in runs_dir.iterdir() if pattern.fullmatch(path.name)}
+    for path in sorted(taken.values()):
+        if _fingerprint_of(path) == fingerprint:
+            return RunFolder(path=path)
+    number = 1
+    while (name := run_name if number == 1 else f"{run_name}-{number}") in taken:
+        number += 1
+    run = RunFolder(path=runs_dir / name)
+    run.path.mkdir()
+    if workflow:
+        write_bytes_atomically(run.path / "workflow.json", workflow.encode())
+    write_json_atomically(run.job_path, {**job, "fingerprint": fingerprint})
+    return run
+
+
+def _fingerprint_of(path: Path) -> str | None:
+    job_path = path / "job.json"
+    if not job_path.exists():
+        return None
+    try:
+        return json.loads(job_path.read_text(encoding="utf-8")).get("fingerprint")
+    except json.JSONDecodeError as error:
+        raise TrainerError(f"{job_path} is damaged: delete the folder {path.name} or choose another run_name") from error

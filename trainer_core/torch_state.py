@@ -1,0 +1,27 @@
+"""Leaving torch's global state as it was: inference shares the process with training."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+
+@contextmanager
+def preserved_torch_state(device: torch.device) -> Iterator[None]:
+    """Restore random number generators, default dtype and precision flags at the end."""
+    default_dtype = torch.get_default_dtype()
+    matmul_precision = torch.get_float32_matmul_precision()
+    deterministic = torch.are_deterministic_algorithms_enabled()
+    warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
+    benchmark = torch.backends.cudnn.benchmark
+    devices = [device] if device.type == "cuda" else []
+    try:
+        with torch.random.fork_rng(devices=devices):
+            yield
+    finally:
+        torch.set_default_dtype(default_dtype)
+        torch.set_float32_matmul_precision(matmul_precision)
+        torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
+        torch.backends.cudnn.benchmark = benchmark

@@ -1,0 +1,133 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from pathlib import Path
+
+from filelock import FileLock, Timeout
+
+from .adapters.lora import attach_lora
+from .context import StepContext
+from .data.batches import derive_seed
+from .data.cache import EmbedIndex, TrainingSample, join_samples, load_embeds, read_embed_index, read_latent_index
+from .errors import StopTraining, TrainerError
+from .events import Event
+from .job import TrainJob
+from .job_record import describe_job, fingerprint_job
+from .lumina2.checkpoint import load_transformer
+from .lumina2.precision import PRECISIONS
+from .recorder import Recorder
+from .run_folder import RunFolder, open_run
+from .torch_state import preserved_torch_state
+from .training.checkpoints import list_checkpoints, load_checkpoint
+from .training.memory import free_memory
+from .training.optimizers import OPTIMIZERS
+from .training.session import StepPlan, TrainingSession
+
+logger = logging.getLogger(__name__)
+
+
+def train(job: TrainJob, context: StepContext) -> tuple[RunFolder, bool]:
+    """Train a job to its end, from where it was left; a finished job returns at once.
+
+    Returns:
+        The run, and whether it had already finished.
+
+    Raises:
+        StopTraining: The user asked to stop; a checkpoint was written.
+        TrainerError: The job cannot run, or its loss is no longer finite.
+    """
+    embeds = read_embed_index(job.embeds)
+    samples = join_samples(read_latent_index(job.latents), embeds)
+    _check_validation(job, embeds)
+    record = describe_job(job, samples, str(context.device))
+    run = open_run(context.runs_dir, job.train.run_name, fingerprint_job(job, samples), record, context.workflow)
+    try:
+        with FileLock(run.path / ".lock", timeout=0):
+            was_finished = run.final_path.exists()
+            if not was_finished:
+                with preserved_torch_state(context.device):
+                    _train_to_end(job, run, samples, embeds, context)
+    except Timeout:
+        raise TrainerError(f"run {run.name!r} is being trained by another process: wait, or change run_name") from None
+    finally:
+        free_memory(context.device)
+    adapter = run.final_path.relative_to(run.path).as_posix()
+    data = {"step": job.train.steps, "adapter": adapter, "reused": was_finished}
+    context.emit(Event(kind="finished", run=run.name, data=data))
+    return run, was_finished
+
+
+def _train_to_end(
+    job: TrainJob, run: RunFolder, samples: Sequence[TrainingSample], embeds: EmbedIndex, context: StepContext
+) -> None:
+    session = _start_session(job, samples, embeds, context)
+    _resume(session, run)
+    recorder = Recorder(job=job, run=run, session=session, samples=samples, embeds=embeds, context=context)
+    try:
+        while session.step < job.train.steps:
+            if context.should_stop():
+                raise StopTraining
+            recorder.record_step(session.train_step())
+        recorder.finish()
+    except BaseException as error:
+        if session.is_consistent:
+            recorder.save_checkpoint()
+        if not isinstance(error, StopTraining):
+            context.emit(Event(kind="failed", run=run.name, data={"step": session.step, "message": str(error)}))
+        raise
+
+
+def _start_session(
+    job: TrainJob, samples: Sequence[TrainingSample], embeds: EmbedIndex, context: StepContext
+) -> TrainingSession:
+    train = job.train
+    transformer = load_transformer(
+        Path(job.model.base_path), device=context.device, dtype=PRECISIONS[job.model.precision]
+    )
+    adapter_seed = derive_seed(train.seed, "adapter")
+    parameters = attach_lora(transformer, job.adapter, rank=train.rank, alpha=train.alpha, seed=adapter_seed)
+    transformer.gradient_checkpointing = train.gradient_checkpointing
+    transformer.train()
+    return TrainingSession(
+        transformer=transformer,
+        parameters=parameters,
+        optimizer=OPTIMIZERS[train.optimizer](parameters.values(), train.learning_rate, job.optimizer),
+        samples=samples,
+        unconditional=load_embeds(embeds.unconditional),
+        plan=StepPlan(
+            num_steps=train.steps,
+            batch_size=train.batch_size,
+            learning_rate=train.learning_rate,
+            caption_dropout=train.caption_dropout,
+            seed=train.seed,
+            precision=job.model.precision,
+            optimizer=job.optimizer,
+            noise=job.noise,
+        ),
+        device=context.device,
+    )
+
+
+def _resume(session: TrainingSession, run: RunFolder) -> None:
+    """Go on from the newest checkpoint, and drop what was logged after it."""
+    checkpoints = list_checkpoints(run.checkpoints_dir)
+    if checkpoints:
+        session.step = load_checkpoint(checkpoints[-1], session.parameters, session.optimizer)
+        logger.info("Run %s goes on from step %d", run.name, session.step)
+    run.truncate_log(session.step)
+
+
+def _check_validation(job: TrainJob, embeds: EmbedIndex) -> None:
+    """Every prompt must have been encoded, for the text encoder is not loaded during training."""
+    if job.validation is None:
+        return
+    prompts = [prompt for prompt in job.validation.prompt_list if prompt not in embeds.prompts]
+    if prompts or embeds.find_negative(job.validation.negative_prompt) is None:
+        missing = prompts[0] if prompts else job.validation.negative_prompt
+        raise TrainerError(
+            f"the validation prompt {missing!r} is not in the text cache:"
+            " connect Validation Prompts to Cache Text Embeds as well as to Train"
+        )

@@ -1,0 +1,28 @@
+"""How much memory a run takes."""
+
+from __future__ import annotations
+
+import gc
+import sys
+
+import psutil
+import torch
+
+
+def peak_memory_gib(device: torch.device) -> float:
+    """Most memory in use so far, in GiB: of the GPU's allocator, or of the process where there is no GPU."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device) / 2**30
+    if sys.platform == "win32":
+        return psutil.Process().memory_info().peak_wset / 2**30
+    import resource
+
+    unit = 1 if sys.platform == "darwin" else 1024  # macOS counts bytes, Linux KiB
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
+
+
+def free_memory(device: torch.device) -> None:
+    """Give memory of models that are no longer referenced back to the device."""
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()

@@ -1,0 +1,167 @@
+"""The live parts of a run, and one optimizer step on them."""
+
+from __future__ import annotations
+
+import functools
+import math
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor, nn
+
+from ..data.batches import SampleStream, derive_seed, sample_generator
+from ..data.cache import TrainingSample, load_embeds, load_latents
+from ..errors import TrainerError
+from ..lumina2.objective import NoisyBatch, flow_matching_loss, loss_by_timestep_bin, make_noisy_batch
+from ..lumina2.precision import computation
+from ..lumina2.timesteps import NoiseSettings, draw_timesteps
+from ..lumina2.transformer import Lumina2Transformer
+from .lr_schedules import lr_factor
+from .memory import peak_memory_gib
+from .settings import OptimizerSettings
+
+SAMPLES_IN_MEMORY = 128
+"""Cached samples kept in memory; a 1024x1024 sample takes about 2 MB."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepPlan:
+    """The numbers a step depends on."""
+
+    num_steps: int
+    batch_size: int
+    learning_rate: float
+    caption_dropout: float
+    seed: int
+    precision: str
+    optimizer: OptimizerSettings
+    noise: NoiseSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class StepRecord:
+    """What happened in one optimizer step; a line of log.jsonl."""
+
+    step: int
+    loss: float
+    loss_by_bin: dict[int, float]
+    """Mean loss by bin of t (20 bins, 0 is the noisiest), of the bins that had a sample."""
+    learning_rate: float
+    grad_norm: float
+    """Before clipping."""
+    seconds: float
+    peak_memory_gib: float
+    epoch: int
+    files: list[str]
+    """Ids of the samples of the batch."""
+
+
+@dataclass(kw_only=True)
+class TrainingSession:
+    """What is trained and what it is trained on. `step` counts finished optimizer steps."""
+
+    transformer: Lumina2Transformer
+    parameters: dict[str, nn.Parameter]
+    optimizer: torch.optim.Optimizer
+    samples: Sequence[TrainingSample]
+    unconditional: Tensor
+    """[tokens, width], text states of the bare empty prompt."""
+    plan: StepPlan
+    device: torch.device
+    step: int = 0
+    is_consistent: bool = True
+    """False while the optimizer is halfway through its update."""
+    stream: SampleStream = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.stream = SampleStream([sample.repeats for sample in self.samples], self.plan.seed)
+        self._load = functools.lru_cache(maxsize=SAMPLES_IN_MEMORY)(self._read)
+
+    def _read(self, index: int) -> tuple[Tensor, Tensor]:
+        sample = self.samples[index]
+        return load_latents(sample.latents_path), load_embeds(sample.embeds_path)
+
+    def make_batch(self, first_position: int) -> tuple[NoisyBatch, Tensor, list[str]]:
+        """The batch that starts at a position of the stream.
+
+        Returns:
+            The batch, its times [B] on the CPU, and the ids of its samples.
+        """
+        latents, noise, timesteps, embeds, ids = [], [], [], [], []
+        for position in range(first_position, first_position + self.plan.batch_size):
+            index = self.stream.sample_at(position)
+            latents_CHW, embeds_LD = self._load(index)
+            generator = sample_generator(self.plan.seed, position)
+            num_tokens = latents_CHW.shape[-2] * latents_CHW.shape[-1] // 4
+            timesteps.append(draw_timesteps(self.plan.noise, (num_tokens,), generator))
+            is_dropped = torch.rand((), generator=generator).item() < self.plan.caption_dropout
+            noise.append(torch.randn(latents_CHW.shape, generator=generator, dtype=torch.float32))
+            latents.append(latents_CHW)
+            embeds.append(self.unconditional if is_dropped else embeds_LD)
+            ids.append(self.samples[index].id)
+        timesteps_B = torch.cat(timesteps)
+        axes_dims = self.transformer.config.axes_dims
+        return make_noisy_batch(latents, noise, timesteps_B, embeds, axes_dims, self.device), timesteps_B, ids
+
+    def train_step(self) -> StepRecord:
+        """One optimizer step.
+
+        Raises:
+            TrainerError: Loss or gradient is not finite; nothing was updated.
+        """
+        started = time.perf_counter()
+        step, plan = self.step + 1, self.plan
+        num_batches = plan.optimizer.gradient_accumulation_steps
+        first_position = (step - 1) * num_batches * plan.batch_size
+        losses, timesteps, ids = [], [], []
+        for number in range(num_batches):
+            position = first_position + number * plan.batch_size
+            batch, timesteps_B, batch_ids = self.make_batch(position)
+            torch.manual_seed(derive_seed(plan.seed, "network", position))  # dropout inside the adapter
+            with computation(plan.precision, self.device):
+                loss_B = flow_matching_loss(self.transformer, batch)
+            (loss_B.mean() / num_batches).backward()
+            losses.append(loss_B.detach())
+            timesteps += timesteps_B.tolist()
+            ids += batch_ids
+        max_norm = plan.optimizer.max_grad_norm or math.inf
+        grad_norm = nn.utils.clip_grad_norm_(self.parameters.values(), max_norm)
+        *sample_losses, norm = torch.cat([*losses, grad_norm.detach().float()[None]]).tolist()  # the step's one wait
+        self._check_finite(step, sample_losses, norm, ids)
+        learning_rate = plan.learning_rate * lr_factor(
+            plan.optimizer.lr_schedule, step, plan.num_steps, plan.optimizer.num_warmup_steps
+        )
+        self._update(learning_rate)
+        return StepRecord(
+            step=step,
+            loss=sum(sample_losses) / len(sample_losses),
+            loss_by_bin=loss_by_timestep_bin(sample_losses, timesteps),
+            learning_rate=learning_rate,
+            grad_norm=norm,
+            seconds=time.perf_counter() - started,
+            peak_memory_gib=peak_memory_gib(self.device),
+            epoch=self.stream.epoch_at(first_position),
+            files=ids,
+        )
+
+    def _check_finite(self, step: int, losses: Sequence[float], norm: float, ids: Sequence[str]) -> None:
+        if all(map(math.isfinite, losses)) and math.isfinite(norm):
+            return
+        self.optimizer.zero_grad(set_to_none=True)
+        bad = [name for name, loss in zip(ids, losses, strict=True) if not math.isfinite(loss)] or list(ids)
+        what = "loss" if not all(map(math.isfinite, losses)) else "gradient"
+        raise TrainerError(
+            f"step {step}: the {what} is not a finite number, for {', '.join(bad)}. Nothing was updated;"
+            " look at these files, or lower the learning rate"
+        )
+
+    def _update(self, learning_rate: float) -> None:
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        self.is_consistent = False
+        self.optimizer.step()
+        self.optimizer.zero_grad(set_to_none=True)
+        self.step += 1
+        self.is_consistent = True

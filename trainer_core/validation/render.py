@@ -1,0 +1,97 @@
+"""Drawing validation pictures to files."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import torch
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+from torch import Tensor
+
+from ..errors import StopTraining
+from ..lumina2.precision import computation
+from ..lumina2.sampling import initial_noise, sample_latents
+from ..lumina2.transformer import Lumina2Transformer
+from ..lumina2.vae import LATENT_CHANNELS, VAE_SCALE, decode_latents, load_vae
+from .settings import SamplerSettings
+
+
+def render_prompts(
+    settings: SamplerSettings,
+    *,
+    transformer: Lumina2Transformer,
+    vae_path: Path,
+    prompt_embeds: Mapping[str, Tensor],
+    negative_embeds: Tensor,
+    precision: str,
+    folder: Path,
+    should_stop: Callable[[], bool] = lambda: False,
+) -> tuple[Path, ...]:
+    """Draw every prompt with the same seed.
+
+    Args:
+        settings: Prompts and sampler.
+        transformer: With or without an adapter.
+        vae_path: Loaded for the decoding and freed.
+        prompt_embeds: [tokens, width] by prompt.
+        negative_embeds: [tokens, width].
+        precision: Key of PRECISIONS.
+        folder: `00.png`, `01.png`, ... are written there.
+        should_stop: Asked before each prompt.
+
+    Returns:
+        The files, in the order of the prompts.
+
+    Raises:
+        StopTraining: should_stop said so.
+    """
+    device = transformer.x_embedder.weight.device
+    noise = initial_noise(settings.seed, LATENT_CHANNELS, settings.height // VAE_SCALE, settings.width // VAE_SCALE)
+    was_training = transformer.training
+    transformer.eval()
+    latents = []
+    try:
+        for prompt in settings.prompt_list:
+            if should_stop():
+                raise StopTraining
+            latents.append(
+                sample_latents(
+                    transformer,
+                    prompt_embeds[prompt],
+                    negative_embeds,
+                    noise,
+                    schedule=settings.schedule,
+                    num_inference_steps=settings.num_inference_steps,
+                    guidance_scale=settings.guidance_scale,
+                    shift=settings.shift,
+                    autocast=lambda: computation(precision, device),
+                )
+            )
+    finally:
+        transformer.train(was_training)
+    return _decode_to_files(latents, settings, vae_path, device, folder)
+
+
+def _decode_to_files(
+    latents: list[Tensor], settings: SamplerSettings, vae_path: Path, device: torch.device, folder: Path
+) -> tuple[Path, ...]:
+    folder.mkdir(parents=True, exist_ok=True)
+    vae = load_vae(vae_path, device=device, dtype=torch.float32)
+    paths = []
+    for number, (prompt, latent) in enumerate(zip(settings.prompt_list, latents, strict=True)):
+        with torch.no_grad():
+            pixels_13HW = decode_latents(vae, latent[None])
+        path = folder / f"{number:02d}.png"
+        about = PngInfo()
+        about.add_itxt("prompt", prompt)
+        to_image(pixels_13HW[0]).save(path, pnginfo=about)
+        paths.append(path)
+    return tuple(paths)
+
+
+def to_image(pixels: Tensor) -> Image.Image:
+    """[3, height, width] in [0, 1] to an 8-bit picture, truncated as ComfyUI's Save Image does."""
+    array = (pixels.permute(1, 2, 0).clamp(0, 1) * 255).to(torch.uint8).cpu().numpy()  # [3, H, W] -> [H, W, 3]
+    return Image.fromarray(array)
