@@ -1,8 +1,23 @@
-"""The latent and text caches: what travels on the LUMINA2_LATENTS and LUMINA2_EMBEDS sockets."""
+"""The latent and text caches: what travels on the LUMINA2_LATENTS and LUMINA2_EMBEDS sockets, and reading them back."""
 
 from __future__ import annotations
 
+import json
+from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+from torch import Tensor
+
+from ..errors import TrainerError
+from .entries import read_entry
+from .index import EMBEDS_FOLDER, FORMAT_VERSION, LATENTS_FOLDER, EmbedIndex, LatentIndex
+
+LATENTS_REMEDY = "queue Cache Latents again"
+EMBEDS_REMEDY = "queue Cache Text Embeds again"
+
+Index = TypeVar("Index", LatentIndex, EmbedIndex)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,4 +35,108 @@ class EmbedCache:
     """A finished text cache, by its index file."""
 
     index_path: str
+    """JSON index: see `EmbedIndex`."""
     fingerprint: str
+    """Changes when a caption's embedding, the unconditional one or their order changes;
+    validation prompts don't count."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingSample:
+    """One picture with its caption, ready to train on."""
+
+    id: str
+    file_name: str
+    latents_path: Path
+    embeds_path: Path
+    caption: str
+    width: int
+    """Of the bucket, in pixels."""
+    height: int
+    repeats: int
+
+
+def _read_index(index_path: str, kind: str, parse: Callable[[dict[str, Any], Path], Index], remedy: str) -> Index:
+    path = Path(index_path)
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if (content["kind"], content["version"]) != (kind, FORMAT_VERSION):
+            raise TrainerError(f"{path} is not a {kind} index of this version: {remedy}")
+        return parse(content, path.parent.parent)
+    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+        raise TrainerError(f"the cache index {path} is missing or damaged ({error}): {remedy}") from error
+
+
+def _check_entries(paths: list[Path], remedy: str) -> None:
+    missing = [path for path in paths if not path.is_file()]
+    if missing:
+        raise TrainerError(f"{len(missing)} of {len(paths)} cache entries are gone, such as {missing[0]}: {remedy}")
+
+
+def read_latent_index(cache: LatentCache) -> LatentIndex:
+    """Read the index of a latent cache.
+
+    Raises:
+        TrainerError: The index or entries were deleted.
+    """
+    index = _read_index(cache.index_path, LATENTS_FOLDER, LatentIndex.from_json, LATENTS_REMEDY)
+    _check_entries([index.path_of(sample) for sample in index.samples], LATENTS_REMEDY)
+    return index
+
+
+def read_embed_index(cache: EmbedCache) -> EmbedIndex:
+    """Read the index of a text cache.
+
+    Raises:
+        TrainerError: The index or entries were deleted.
+    """
+    index = _read_index(cache.index_path, EMBEDS_FOLDER, EmbedIndex.from_json, EMBEDS_REMEDY)
+    captions = [index.path_of(sample) for sample in index.samples]
+    _check_entries([*captions, *index.prompts.values(), *index.negative_prompts.values()], EMBEDS_REMEDY)
+    return index
+
+
+def load_latents(path: Path) -> Tensor:
+    """[16, height / 8, width / 8] float32 latents of one picture, scaled for the network."""
+    return read_entry(path, LATENTS_REMEDY)
+
+
+def load_embeds(path: Path) -> Tensor:
+    """[tokens, width] float32 text states of one prompt, without padding."""
+    return read_entry(path, EMBEDS_REMEDY)
+
+
+def join_samples(latents: LatentIndex, embeds: EmbedIndex) -> tuple[TrainingSample, ...]:
+    """Put every picture's latents and caption together, in the order of the latents.
+
+    Raises:
+        TrainerError: The two caches were made of different datasets, or of different states of one.
+    """
+    remedy = "queue Cache Latents and Cache Text Embeds again, both with the same dataset"
+    captions = {sample.id: sample for sample in embeds.samples}
+    pictures = {sample.id for sample in latents.samples}
+    alone = [s.id for s in latents.samples if s.id not in captions] + [i for i in captions if i not in pictures]
+    if alone:
+        raise TrainerError(
+            f"latents and text embeds come from different datasets: {alone[0]} and {len(alone) - 1} more pictures are"
+            f" in one cache only: {remedy}"
+        )
+    changed = [s.id for s in latents.samples if s.content_hash != captions[s.id].content_hash]
+    if changed:
+        raise TrainerError(
+            f"latents and text embeds come from different pictures: {changed[0]} and {len(changed) - 1} more differ:"
+            f" {remedy}"
+        )
+    return tuple(
+        TrainingSample(
+            id=sample.id,
+            file_name=sample.file_name,
+            latents_path=latents.path_of(sample),
+            embeds_path=embeds.path_of(captions[sample.id]),
+            caption=captions[sample.id].captions[0],
+            width=sample.width,
+            height=sample.height,
+            repeats=sample.repeats,
+        )
+        for sample in latents.samples
+    )

@@ -25,3 +25,13 @@ MAX_PROMPT_TOKENS = 256
 def build_prompt(caption: str, system_prompt: str) -> str:
     """`<system prompt> <Prompt Start> <caption>`, or the bare caption where there is no system prompt."""
     return f"{system_prompt}{PROMPT_START}{caption}" if system_prompt else caption
+
+
+def resolve_system_prompt(choice: str, custom: str) -> str:
+    """The text of a system prompt.
+
+    Args:
+        choice: Key of SYSTEM_PROMPTS, or "custom".
+        custom: The text when the choice is "custom".
+    """
+    return custom.strip() if choice == "custom" else SYSTEM_PROMPTS[choice]

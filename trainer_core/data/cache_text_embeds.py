@@ -1,0 +1,179 @@
+"""Fill the text cache: every caption and prompt, encoded once."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from ..context import StepContext
+from ..errors import TrainerError
+from .cache import EmbedCache
+from .captions import clean_trigger_words, is_valid_text
+from .entries import entry_name, is_valid_entry, read_notes, write_entry
+from .folder import Dataset
+from .index import EMBEDS_FOLDER, EmbedIndex, EmbedSample, write_index
+from .progress import Progress
+from .scan import Picture, scan_dataset
+
+logger = logging.getLogger(__name__)
+
+RUN = "cache_text_embeds"
+ENCODING_VERSION = 1
+"""Raise it when the same prompt gives other embeddings than before, so that cached ones are redone."""
+UNCONDITIONAL = ""
+NAMES_IN_MESSAGE = 5
+
+
+class PromptEncoder(Protocol):
+    """What the text cache needs of a text encoder."""
+
+    def encode(self, prompts: list[str], /) -> list[Tensor]:
+        """[tokens, width] float32 of each prompt, without padding."""
+        ...
+
+    def describe_differences(self, prompts: list[str], /) -> list[str]:
+        """A sentence for each prompt that ComfyUI encodes differently."""
+        ...
+
+
+@dataclass(frozen=True, kw_only=True)
+class PromptPlan:
+    """What is encoded beside the captions, and what is put before them."""
+
+    system_prompt: str
+    """Kept in the index."""
+    build_prompt: Callable[[str], str]
+    """Puts the system prompt before a caption or a validation prompt."""
+    validation_prompts: tuple[str, ...] = ()
+    """As typed; encoded with the system prompt."""
+    negative_prompt: str = ""
+    """As typed; encoded bare."""
+
+
+def fill_embed_cache(
+    dataset: Dataset,
+    plan: PromptPlan,
+    *,
+    load_encoder: Callable[[], PromptEncoder],
+    encoder_fingerprint: str,
+    dtype: torch.dtype,
+    batch_size: int,
+    context: StepContext,
+) -> EmbedCache:
+    """Encode the captions and prompts that have no entry yet, and write the index.
+
+    Args:
+        dataset: Its captions are encoded.
+        plan: Prompts beside the captions.
+        load_encoder: Loads Gemma2; called only if something is to be encoded.
+        encoder_fingerprint: Identifies its weights, attention and token limit.
+        dtype: In which embeddings are kept; bfloat16 is what a bfloat16 network would round them to anyway.
+        batch_size: Prompts encoded at once.
+        context: Where the cache lies, and whom to tell.
+
+    Raises:
+        StopTraining: The user asked to stop; what was encoded so far is reused next time.
+        TrainerError: A picture has no caption, or an embedding is not finite.
+    """
+    folder = context.cache_dir / EMBEDS_FOLDER
+    pictures = scan_dataset(dataset, context).pictures
+    _check_captions(pictures)
+    captions = {p.id: plan.build_prompt(p.caption.text) for p in pictures}
+    prompts = {prompt: plan.build_prompt(prompt) for prompt in plan.validation_prompts}
+    bare = [UNCONDITIONAL, plan.negative_prompt]
+    names = {
+        text: entry_name(EMBEDS_FOLDER, ENCODING_VERSION, text, encoder_fingerprint, str(dtype))
+        for text in (*captions.values(), *prompts.values(), *bare)
+    }
+    _fill(names, folder, load_encoder, dtype, batch_size, context)
+    index = EmbedIndex(
+        cache_dir=context.cache_dir,
+        samples=tuple(_describe_sample(picture, names[captions[picture.id]]) for picture in pictures),
+        prompts={prompt: folder / names[text] for prompt, text in prompts.items()},
+        negative_prompts={text: folder / names[text] for text in bare},
+        system_prompt=plan.system_prompt,
+        trigger_words=_join_trigger_words(dataset),
+    )
+    return EmbedCache(index_path=str(write_index(index)), fingerprint=index.fingerprint)
+
+
+def _check_captions(pictures: Sequence[Picture]) -> None:
+    without = [picture for picture in pictures if picture.caption.problem]
+    if without:
+        first = "; ".join(f"{p.id}: {p.caption.problem}" for p in without[:NAMES_IN_MESSAGE])
+        raise TrainerError(
+            f"{len(without)} of {len(pictures)} pictures have no caption: add the text files or change caption_source;"
+            f" {first}{'; ...' if len(without) > NAMES_IN_MESSAGE else ''}"
+        )
+
+
+def _join_trigger_words(dataset: Dataset) -> str:
+    words = (clean_trigger_words(folder.settings.trigger_words) for folder in dataset.folders)
+    return ", ".join(dict.fromkeys(word for word in words if word))
+
+
+def _describe_sample(picture: Picture, name: str) -> EmbedSample:
+    return EmbedSample(
+        id=picture.id,
+        content_hash=picture.facts.content_hash,
+        captions=(picture.caption.text,),
+        embeds=(name,),
+    )
+
+
+def _fill(
+    names: Mapping[str, str],
+    folder: Path,
+    load_encoder: Callable[[], PromptEncoder],
+    dtype: torch.dtype,
+    batch_size: int,
+    context: StepContext,
+) -> None:
+    """Make sure that every text has its entry, and log what ComfyUI encodes differently, cached or not."""
+    for text in names:
+        if not is_valid_text(text):
+            raise TrainerError(f"the prompt {text!r} holds half of a character: type it again")
+    missing = [text for text, name in names.items() if not is_valid_entry(folder / name, (None, None), dtype)]
+    num_cached = len(names) - len(missing)
+    logger.info("Text embeds: %d of %d cached, %d to encode", num_cached, len(names), len(missing))
+    progress = Progress(RUN, total=len(names), num_done=num_cached, context=context)
+    if missing:
+        _encode(missing, names, folder, load_encoder, dtype, batch_size, progress)
+    else:
+        progress.advance(0)
+    for name in names.values():
+        for note in read_notes(folder / name):
+            logger.warning("%s", note)
+
+
+def _encode(
+    missing: Sequence[str],
+    names: Mapping[str, str],
+    folder: Path,
+    load_encoder: Callable[[], PromptEncoder],
+    dtype: torch.dtype,
+    batch_size: int,
+    progress: Progress,
+) -> None:
+    progress.stop_if_asked()
+    by_length = sorted(missing, key=len)  # prompts of like length share a batch without much padding
+    encoder = load_encoder()
+    try:
+        for start in range(0, len(by_length), batch_size):
+            progress.stop_if_asked()
+            batch = by_length[start : start + batch_size]
+            for text, embeds_LD in zip(batch, encoder.encode(batch), strict=True):
+                if not embeds_LD.isfinite().all():
+                    raise TrainerError(
+                        f"the text encoder gave values that are not finite for {text!r}: use another file"
+                    )
+                write_entry(folder / names[text], embeds_LD.to("cpu", dtype), encoder.describe_differences([text]))
+            progress.advance(len(batch))
+    finally:
+        del encoder  # an error's traceback would keep Gemma2 on the device

@@ -1,0 +1,171 @@
+"""Which entries make up the latents and the captions of one dataset: JSON files beside the entries.
+
+An index's name is the hash of its content, so that indexes of other datasets and of earlier states stay what they were,
+and old sockets stay valid.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from ..files import write_bytes_atomically
+from .folder import DatasetFolderSettings
+
+LATENTS_FOLDER = "latents"
+EMBEDS_FOLDER = "text_embeds"
+INDEX_FOLDER = "indexes"
+FORMAT_VERSION = 1
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentSample:
+    """The latents of one picture."""
+
+    id: str
+    """`<folder number>/<path inside the folder>`."""
+    file_name: str
+    """Without folders."""
+    latents: str
+    """Name of the entry in the latents folder."""
+    width: int
+    """Of the bucket, in pixels."""
+    height: int
+    repeats: int
+    content_hash: str
+    """SHA-256 of the picture file."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedSample:
+    """The captions of one picture."""
+
+    id: str
+    content_hash: str
+    """SHA-256 of the picture file."""
+    captions: tuple[str, ...]
+    """With trigger words, without system prompt."""
+    embeds: tuple[str, ...]
+    """Names of the entries in the text folder, one for each caption."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class LatentIndex:
+    """What one latent cache holds."""
+
+    cache_dir: Path
+    """Parent of the folders with entries; not written to the file, so that a cache can be moved."""
+    samples: tuple[LatentSample, ...]
+    folders: tuple[DatasetFolderSettings, ...]
+    """Settings of the dataset's folders; sample ids start with their number, from 1."""
+
+    @property
+    def fingerprint(self) -> str:
+        """See `LatentCache.fingerprint`."""
+        return _hash_json([[s.id, s.latents, s.repeats] for s in self.samples])
+
+    def path_of(self, sample: LatentSample) -> Path:
+        """The sample's entry."""
+        return self.cache_dir / LATENTS_FOLDER / sample.latents
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but `cache_dir`."""
+        return {
+            "kind": LATENTS_FOLDER,
+            "version": FORMAT_VERSION,
+            "folders": [dataclasses.asdict(folder) for folder in self.folders],
+            "samples": [dataclasses.asdict(sample) for sample in self.samples],
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], cache_dir: Path) -> LatentIndex:
+        """The index that `to_json` described."""
+        return cls(
+            cache_dir=cache_dir,
+            samples=tuple(LatentSample(**sample) for sample in content["samples"]),
+            folders=tuple(DatasetFolderSettings(**folder) for folder in content["folders"]),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class EmbedIndex:
+    """What one text cache holds."""
+
+    cache_dir: Path
+    """Parent of the folders with entries; not written to the file, so that a cache can be moved."""
+    samples: tuple[EmbedSample, ...]
+    prompts: Mapping[str, Path]
+    """Entries of validation prompts, by the prompt as typed; encoded with the system prompt."""
+    negative_prompts: Mapping[str, Path]
+    """Entries of negative prompts, by the prompt as typed; encoded bare. Always holds the empty one."""
+    system_prompt: str
+    """Put before captions and validation prompts; empty if there is none."""
+    trigger_words: str
+    """Of all folders, joined by commas."""
+
+    @property
+    def unconditional(self) -> Path:
+        """Entry of the bare empty prompt."""
+        return self.negative_prompts[""]
+
+    @property
+    def fingerprint(self) -> str:
+        """See `EmbedCache.fingerprint`."""
+        return _hash_json([[[s.id, s.embeds] for s in self.samples], self.unconditional.name])
+
+    def path_of(self, sample: EmbedSample) -> Path:
+        """Entry of the sample's caption."""
+        return self.cache_dir / EMBEDS_FOLDER / sample.embeds[0]
+
+    def find_negative(self, prompt: str) -> Path | None:
+        """Entry of a negative prompt as typed, None if it was not encoded."""
+        return self.negative_prompts.get(prompt)
+
+    def negative_path(self, prompt: str) -> Path:
+        """Entry of a negative prompt that is known to be encoded."""
+        return self.negative_prompts[prompt]
+
+    def to_json(self) -> dict[str, Any]:
+        """Everything but `cache_dir`."""
+        return {
+            "kind": EMBEDS_FOLDER,
+            "version": FORMAT_VERSION,
+            "system_prompt": self.system_prompt,
+            "trigger_words": self.trigger_words,
+            "prompts": {prompt: path.name for prompt, path in self.prompts.items()},
+            "negative_prompts": {prompt: path.name for prompt, path in self.negative_prompts.items()},
+            "samples": [dataclasses.asdict(sample) for sample in self.samples],
+        }
+
+    @classmethod
+    def from_json(cls, content: Mapping[str, Any], cache_dir: Path) -> EmbedIndex:
+        """The index that `to_json` described."""
+        folder = cache_dir / EMBEDS_FOLDER
+        return cls(
+            cache_dir=cache_dir,
+            samples=tuple(
+                EmbedSample(**{**sample, "captions": tuple(sample["captions"]), "embeds": tuple(sample["embeds"])})
+                for sample in content["samples"]
+            ),
+            prompts={prompt: folder / name for prompt, name in content["prompts"].items()},
+            negative_prompts={prompt: folder / name for prompt, name in content["negative_prompts"].items()},
+            system_prompt=content["system_prompt"],
+            trigger_words=content["trigger_words"],
+        )
+
+
+def _hash_json(content: Any) -> str:
+    return hashlib.sha256(json.dumps(content).encode()).hexdigest()
+
+
+def write_index(index: LatentIndex | EmbedIndex) -> Path:
+    """Write an index under the name of its content."""
+    content = index.to_json()
+    path = index.cache_dir / INDEX_FOLDER / f"{content['kind']}-{_hash_json(content)[:32]}.json"
+    write_bytes_atomically(path, json.dumps(content, indent=1).encode())
+    return path

@@ -1,0 +1,203 @@
+"""Which files a dataset folder holds, without opening any of them."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from ..context import StepContext
+from ..errors import TrainerError
+from .captions import CaptionFile, is_valid_text
+from .folder import DatasetFolder, DatasetFolderSettings, open_dataset
+from .images import PICTURE_SUFFIXES
+
+CAPTION_SUFFIX = ".txt"
+NO_CAPTION_FILE = CaptionFile(problem="no text file: add one of the same name ending in .txt, or change caption_source")
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureFile:
+    """A picture found in a folder."""
+
+    path: Path
+    name: str
+    """Path inside the folder, with forward slashes."""
+    size: int
+    """Bytes."""
+    mtime_ns: int
+    caption_file: CaptionFile
+
+
+@dataclass(frozen=True, kw_only=True)
+class SkippedFile:
+    """Something that is not used, and why."""
+
+    name: str
+    reason: str
+
+
+@dataclass(kw_only=True)
+class FolderListing:
+    """What a folder holds; filled while it is walked."""
+
+    pictures: list[PictureFile] = field(default_factory=list)
+    """In natural order of their names."""
+    refused: list[SkippedFile] = field(default_factory=list)
+    """Pictures and folders that may not or cannot be read."""
+    ignored: list[str] = field(default_factory=list)
+    """Names of files that are neither pictures nor captions of one."""
+    unread_folders: list[str] = field(default_factory=list)
+    """Subfolders left out because include_subfolders is off."""
+
+
+def natural_key(name: str) -> tuple[list[str | int], str]:
+    """Sort key that puts picture2 before picture10, and never calls two names equal."""
+    parts = re.split(r"([0-9]+)", name.casefold())
+    return [int(part) if index % 2 else part for index, part in enumerate(parts)], name
+
+
+def list_folder(folder: DatasetFolder, context: StepContext) -> FolderListing:
+    """Find the pictures of a folder and the text files beside them.
+
+    Links are followed if they lead to a place inside the folder or inside the context's roots. Names that begin with a
+    dot are left alone: they are the hidden files of systems and tools.
+    """
+    walk = _Walk(root=Path(folder.path), is_allowed=_link_check(context), is_deep=folder.settings.include_subfolders)
+    walk.read(walk.root)
+    walk.found.pictures.sort(key=lambda picture: natural_key(picture.name))
+    walk.found.refused.sort(key=lambda skipped: natural_key(skipped.name))
+    walk.found.ignored.sort(key=natural_key)
+    return walk.found
+
+
+def fingerprint_dataset_folder(settings: DatasetFolderSettings, context: StepContext) -> str:
+    """Changes when a picture or caption is added, removed or rewritten; reads no file, so it is cheap.
+
+    A folder that cannot be opened gives the error's text, for the error itself belongs to the step.
+    """
+    try:
+        dataset = open_dataset(settings, context=context)
+    except TrainerError as error:
+        return str(error)
+    listing = list_folder(dataset.folders[0], context)
+    files = [(p.name, p.size, p.mtime_ns, _caption_state(p.caption_file)) for p in listing.pictures]
+    state = [files, [(s.name, s.reason) for s in listing.refused], listing.ignored]
+    return hashlib.sha256(json.dumps(state).encode()).hexdigest()
+
+
+def _caption_state(caption_file: CaptionFile) -> tuple[int, int] | str:
+    if caption_file.path is None:
+        return caption_file.problem
+    try:
+        status = caption_file.path.stat()
+    except OSError as error:  # removed since it was listed
+        return str(error)
+    return status.st_size, status.st_mtime_ns
+
+
+def _link_check(context: StepContext) -> Callable[[Path], bool]:
+    def is_allowed(path: Path) -> bool:
+        try:
+            context.resolve_inside_roots(str(path), "link")
+        except TrainerError:
+            return False
+        return True
+
+    return is_allowed
+
+
+@dataclass(kw_only=True)
+class _Walk:
+    root: Path
+    is_allowed: Callable[[Path], bool]
+    is_deep: bool
+    found: FolderListing = field(default_factory=FolderListing)
+    seen: set[Path] = field(default_factory=set)
+
+    def read(self, directory: Path) -> None:
+        self.seen.add(directory.resolve())
+        try:
+            with os.scandir(directory) as entries:
+                names = sorted((Path(entry.path) for entry in entries), key=lambda path: natural_key(path.name))
+        except OSError as error:
+            self.refuse(directory, f"cannot be read ({error.strerror}): check its permissions")
+            return
+        captions: dict[str, CaptionFile] = {}
+        pictures = []
+        for path, status in self.usable(names):
+            if stat.S_ISDIR(status.st_mode):
+                self.enter(path)
+            elif path.suffix.lower() in PICTURE_SUFFIXES:
+                pictures.append((path, status))
+            elif path.suffix.lower() == CAPTION_SUFFIX:
+                captions.setdefault(path.stem, CaptionFile(path=path))
+            else:
+                self.found.ignored.append(self.name_of(path))
+        self.pair(pictures, captions, names)
+
+    def usable(self, paths: list[Path]) -> Iterator[tuple[Path, os.stat_result]]:
+        """The entries of a directory that may be read; what may not is reported."""
+        for path in paths:
+            if path.name.startswith("."):
+                continue
+            reason = "" if is_valid_text(path.name) else "its name is not UTF-8: rename it"
+            try:
+                status = path.stat()
+            except OSError as error:
+                self.refuse(path, f"cannot be read ({error.strerror}): remove it, or repair the link")
+                continue
+            if path.is_symlink() and not self.may_follow(path.resolve()):
+                reason = "a link to a place outside of the allowed folders: copy the file here"
+            elif not stat.S_ISDIR(status.st_mode) and not stat.S_ISREG(status.st_mode):
+                reason = "not a regular file"
+            if reason:
+                self.refuse(path, reason)
+            else:
+                yield path, status
+
+    def may_follow(self, target: Path) -> bool:
+        return target.is_relative_to(self.root) or self.is_allowed(target)
+
+    def enter(self, directory: Path) -> None:
+        if not self.is_deep:
+            self.found.unread_folders.append(self.name_of(directory))
+        elif directory.resolve() in self.seen:
+            self.refuse(directory, "a link to a folder that is read already")
+        else:
+            self.read(directory)
+
+    def pair(
+        self, pictures: list[tuple[Path, os.stat_result]], captions: dict[str, CaptionFile], names: list[Path]
+    ) -> None:
+        """Put text files to the pictures of one directory; those without a picture are listed as ignored."""
+        refused = {path.stem for path in names if path.suffix.lower() == CAPTION_SUFFIX} - captions.keys()
+        for path, status in pictures:
+            missing = NO_CAPTION_FILE
+            if path.stem in refused:
+                missing = CaptionFile(
+                    problem=f"{path.stem}{CAPTION_SUFFIX} may not be read, see the list of left out files"
+                )
+            self.found.pictures.append(
+                PictureFile(
+                    path=path,
+                    name=self.name_of(path),
+                    size=status.st_size,
+                    mtime_ns=status.st_mtime_ns,
+                    caption_file=captions.get(path.stem, missing),
+                )
+            )
+        stems = {path.stem for path, _ in pictures}
+        self.found.ignored += [self.name_of(c.path) for stem, c in captions.items() if c.path and stem not in stems]
+
+    def name_of(self, path: Path) -> str:
+        return path.relative_to(self.root).as_posix()
+
+    def refuse(self, path: Path, reason: str) -> None:
+        name = self.name_of(path).encode("utf-8", "backslashreplace").decode()
+        self.found.refused.append(SkippedFile(name=name, reason=reason))

@@ -1,0 +1,98 @@
+"""What Dataset Folder found, as text for people."""
+
+from __future__ import annotations
+
+from collections import Counter, defaultdict
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from .buckets import kept_fraction, upscale_factor
+from .scan import Picture, ScannedDataset, ScannedFolder
+
+MAX_LINES = 50
+"""Names listed of each kind; the count before them is always complete."""
+CROP_WARNING = 0.75
+"""Pictures that keep less of their area than this are listed."""
+UPSCALE_WARNING = 1.05
+"""Pictures enlarged by more than this are listed; a few pixels are nobody's loss."""
+
+
+def write_report(scanned: ScannedDataset) -> str:
+    """Counts, buckets and everything a person may want to put right."""
+    pictures = scanned.pictures
+    num_samples = sum(picture.repeats for picture in pictures)
+    head = f"{len(pictures)} pictures used, {num_samples} samples in one pass, {len(scanned.skipped)} files left out"
+    sections = [
+        [head, *(_describe_folder(folder) for folder in scanned.folders)],
+        _describe_buckets(pictures),
+        _describe_sizes(pictures),
+        _list("Left out", (f"{skipped.name}: {skipped.reason}" for skipped in scanned.skipped)),
+        _list("Without caption", (f"{p.id}: {p.caption.problem}" for p in pictures if p.caption.problem)),
+        _list("Duplicates, the same file twice", _find_duplicates(pictures)),
+        _list("Smaller than their bucket and scaled up", _find_upscaled(pictures)),
+        _list("Cropped by more than a quarter", _find_cropped(scanned)),
+        _list("Animated, only the first frame is used", (p.id for p in pictures if p.facts.is_animated)),
+        _list("Neither picture nor caption of one", (name for f in scanned.folders for name in f.ignored)),
+        _list("Subfolders not read, include_subfolders is off", (n for f in scanned.folders for n in f.unread_folders)),
+    ]
+    return "\n\n".join("\n".join(section) for section in sections if section)
+
+
+def _describe_folder(folder: ScannedFolder) -> str:
+    settings = folder.folder.settings
+    trigger = f", trigger words {settings.trigger_words!r}" if settings.trigger_words else ""
+    return (
+        f"Folder {folder.number}: {settings.folder} ({len(folder.pictures)} pictures x {settings.repeats},"
+        f" resolution {settings.resolution}, {settings.aspect}, captions by {settings.caption_source}{trigger})"
+    )
+
+
+def _describe_buckets(pictures: Sequence[Picture]) -> list[str]:
+    counts = Counter(picture.bucket for picture in pictures)
+    return ["Buckets (width x height):", *(f"  {bucket}: {count}" for bucket, count in sorted(counts.items()))]
+
+
+def _describe_sizes(pictures: Sequence[Picture]) -> list[str]:
+    by_area = sorted(pictures, key=lambda picture: picture.facts.width * picture.facts.height)
+    smallest, largest = by_area[0], by_area[-1]
+    return [
+        f"Smallest picture: {smallest.facts.width} x {smallest.facts.height} ({smallest.id})",
+        f"Largest picture: {largest.facts.width} x {largest.facts.height} ({largest.id})",
+    ]
+
+
+def _list(title: str, lines: Iterable[str]) -> list[str]:
+    """A titled list, or nothing where there is nothing to say."""
+    lines = list(lines)
+    if not lines:
+        return []
+    more = [f"  and {len(lines) - MAX_LINES} more"] if len(lines) > MAX_LINES else []
+    return [f"{title} ({len(lines)}):", *(f"  {line}" for line in lines[:MAX_LINES]), *more]
+
+
+def _find_duplicates(pictures: Sequence[Picture]) -> list[str]:
+    """Files of equal content; a folder that is added twice on purpose has the same files, not duplicates."""
+    by_content: dict[str, dict[Path, str]] = defaultdict(dict)
+    for picture in pictures:
+        by_content[picture.facts.content_hash].setdefault(picture.path, picture.id)
+    return [" = ".join(names.values()) for names in by_content.values() if len(names) > 1]
+
+
+def _find_upscaled(pictures: Sequence[Picture]) -> list[str]:
+    lines = []
+    for picture in pictures:
+        facts = picture.facts
+        factor = upscale_factor(facts.width, facts.height, picture.bucket)
+        if factor > UPSCALE_WARNING:
+            lines.append(f"{picture.id}: {facts.width} x {facts.height} to {picture.bucket}, {factor:.1f} times")
+    return lines
+
+
+def _find_cropped(scanned: ScannedDataset) -> list[str]:
+    """Not where a square crop was asked for."""
+    lines = []
+    for picture in (p for f in scanned.folders if f.folder.settings.aspect != "square" for p in f.pictures):
+        kept = kept_fraction(picture.facts.width, picture.facts.height, picture.bucket)
+        if kept < CROP_WARNING:
+            lines.append(f"{picture.id}: {kept:.0%} of {picture.facts.width} x {picture.facts.height} is kept")
+    return lines

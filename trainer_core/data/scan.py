@@ -1,0 +1,127 @@
+"""A dataset as it is trained on: every picture with its bucket and caption, and everything that is left out."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from ..context import StepContext
+from ..errors import TrainerError
+from .buckets import ASPECTS, Bucket
+from .captions import Caption, make_caption
+from .folder import Dataset, DatasetFolder
+from .images import UnreadablePicture
+from .listing import FolderListing, PictureFile, SkippedFile, list_folder
+from .picture_index import PictureFacts, examine_pictures
+
+
+@dataclass(frozen=True, kw_only=True)
+class Picture:
+    """One picture that is trained on."""
+
+    id: str
+    """`<folder number>/<path inside the folder>`; folders count from 1 in the order they were added."""
+    path: Path
+    facts: PictureFacts
+    bucket: Bucket
+    caption: Caption
+    repeats: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScannedFolder:
+    """One folder of a dataset."""
+
+    number: int
+    folder: DatasetFolder
+    pictures: tuple[Picture, ...]
+    skipped: tuple[SkippedFile, ...]
+    """Pictures that are not used, by id."""
+    ignored: tuple[str, ...]
+    """Ids of files that are neither pictures nor captions of one."""
+    unread_folders: tuple[str, ...]
+    """Ids of subfolders left out because include_subfolders is off."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ScannedDataset:
+    """All folders of a dataset."""
+
+    folders: tuple[ScannedFolder, ...]
+
+    @property
+    def pictures(self) -> tuple[Picture, ...]:
+        """Of all folders, in the order they are cached and numbered in."""
+        return tuple(picture for folder in self.folders for picture in folder.pictures)
+
+    @property
+    def skipped(self) -> tuple[SkippedFile, ...]:
+        """Of all folders."""
+        return tuple(skipped for folder in self.folders for skipped in folder.skipped)
+
+
+def scan_dataset(dataset: Dataset, context: StepContext) -> ScannedDataset:
+    """List the folders, decode what is new, and give every picture its bucket and caption.
+
+    Raises:
+        StopTraining: The user asked to stop.
+        TrainerError: A folder is gone, or holds nothing that can be used.
+    """
+    for folder in dataset.folders:
+        if not Path(folder.path).is_dir():
+            raise TrainerError(
+                f"folder {folder.settings.folder!r} is gone: bring it back, or queue Dataset Folder again"
+            )
+    listings = [list_folder(folder, context) for folder in dataset.folders]
+    facts = examine_pictures([file for listing in listings for file in listing.pictures], context)
+    return ScannedDataset(
+        folders=tuple(
+            _scan_folder(number, folder, listing, facts)
+            for number, (folder, listing) in enumerate(zip(dataset.folders, listings, strict=True), start=1)
+        )
+    )
+
+
+def _scan_folder(
+    number: int, folder: DatasetFolder, listing: FolderListing, facts: dict[Path, PictureFacts | UnreadablePicture]
+) -> ScannedFolder:
+    pictures = []
+    skipped = [SkippedFile(name=f"{number}/{refused.name}", reason=refused.reason) for refused in listing.refused]
+    for file in listing.pictures:
+        found = facts[file.path]
+        if isinstance(found, UnreadablePicture):
+            skipped.append(SkippedFile(name=f"{number}/{file.name}", reason=str(found)))
+        else:
+            pictures.append(_describe_picture(number, folder, file, found))
+    if not pictures:
+        first = f"; the first of {len(skipped)} left out: {skipped[0].name}: {skipped[0].reason}" if skipped else ""
+        raise TrainerError(
+            f"folder {folder.settings.folder!r} holds no picture that can be used:"
+            f" put jpg, png, webp, avif or bmp files there{first}"
+        )
+    return ScannedFolder(
+        number=number,
+        folder=folder,
+        pictures=tuple(pictures),
+        skipped=tuple(skipped),
+        ignored=tuple(f"{number}/{name}" for name in listing.ignored),
+        unread_folders=tuple(f"{number}/{name}" for name in listing.unread_folders),
+    )
+
+
+def _describe_picture(number: int, folder: DatasetFolder, file: PictureFile, facts: PictureFacts) -> Picture:
+    settings = folder.settings
+    return Picture(
+        id=f"{number}/{file.name}",
+        path=file.path,
+        facts=facts,
+        bucket=ASPECTS[settings.aspect](facts.width, facts.height, settings.resolution),
+        caption=make_caption(
+            settings.caption_source,
+            stem=file.path.stem,
+            caption_file=file.caption_file,
+            fixed_caption=settings.caption,
+            trigger_words=settings.trigger_words,
+        ),
+        repeats=settings.repeats,
+    )
