@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import torch
-
 from lumina2_trainer.trainer_core.lumina2.name_map import (
     diffusers_row_slices,
     to_diffusers_modules,

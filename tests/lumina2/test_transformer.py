@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import pytest
 import torch
-from torch import Tensor
-
 from lumina2_trainer.trainer_core.lumina2.attention import Segments, attend
 from lumina2_trainer.trainer_core.lumina2.name_map import to_diffusers_state_dict
 from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Transformer, patchify, unpatchify
+from torch import Tensor
 
 from .tiny_models import CPU, TINY, random_samples, relative_error, run_packed, tiny_transformer
 

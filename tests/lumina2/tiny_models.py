@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 import torch
-from torch import Tensor, nn
-
 from lumina2_trainer.trainer_core.lumina2.layout import TokenLayout
 from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config, Lumina2Transformer, patchify, unpatchify
+from torch import Tensor, nn
 
 CPU = torch.device("cpu")
 TINY = Lumina2Config(

@@ -89,7 +89,8 @@ def _attend_equal(query_SHE: Tensor, key_SKE: Tensor, value_SKE: Tensor, num_sam
 
 
 def _attend_padded(query_SHE: Tensor, key_SKE: Tensor, value_SKE: Tensor, segments: Segments) -> Tensor:
-    assert segments.padded_index_BN is not None and segments.packed_index_S is not None
+    assert segments.padded_index_BN is not None, "padding asked for where all lengths are equal"
+    assert segments.packed_index_S is not None, "a padded index without its inverse"
     query, key, value = (x[segments.padded_index_BN].transpose(1, 2) for x in (query_SHE, key_SKE, value_SKE))
     out_BHNE = F.scaled_dot_product_attention(query, key, value, attn_mask=segments.mask_B11N, enable_gqa=True)
     return out_BHNE.transpose(1, 2).flatten(0, 1)[segments.packed_index_S]  # [B, H, N, E] -> [S, H, E]

@@ -75,10 +75,7 @@ class TokenLayout:
             images.append(_image_positions(length, rows, columns))
         joint = [part for pair in zip(captions, images, strict=True) for part in pair]
         is_caption_S = torch.cat(
-            [
-                torch.arange(total) < length
-                for length, total in zip(caption_lengths, joint_lengths, strict=True)
-            ]
+            [torch.arange(total) < length for length, total in zip(caption_lengths, joint_lengths, strict=True)]
         )
         return cls(
             caption=_stream(caption_lengths, captions, axes_dims, device),

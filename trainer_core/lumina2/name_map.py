@@ -54,7 +54,7 @@ def to_native_module(diffusers_module: str) -> tuple[str, int | None] | None:
     """The native module that holds a diffusers module.
 
     Returns:
-        Its name, and 0, 1 or 2 where the module is the q, k or v rows of `attention.qkv`; None if there is no such module.
+        Its name, and 0, 1 or 2 where it is the q, k or v rows of `attention.qkv`; None if there is no such module.
     """
     block = BLOCK_NAME.fullmatch(diffusers_module)
     if block is None:

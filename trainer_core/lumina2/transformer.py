@@ -245,4 +245,5 @@ def unpatchify(tokens: Tensor, rows: int, columns: int, patch_size: int = 2) -> 
         [channels, rows * patch_size, columns * patch_size].
     """
     x = tokens.reshape(rows, columns, patch_size, patch_size, -1)
-    return x.permute(4, 0, 2, 1, 3).reshape(-1, rows * patch_size, columns * patch_size)  # [R, W, p, p, C] -> [C, R, p, W, p]
+    x = x.permute(4, 0, 2, 1, 3)  # [R, W, p, p, C] -> [C, R, p, W, p]
+    return x.reshape(-1, rows * patch_size, columns * patch_size)

@@ -1,0 +1,44 @@
+"""Writes a whole model as one file that ComfyUI's Load Checkpoint and this pack read."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from ..files import write_safetensors_atomically
+from .checkpoint import ALL_IN_ONE_PREFIX, AXES_DIMS_KEY
+from .text_files import ALL_IN_ONE_TEXT_PREFIX, ALL_IN_ONE_TOKENIZER_NAME
+from .transformer import Lumina2Transformer
+from .vae import ALL_IN_ONE_PREFIX as ALL_IN_ONE_VAE_PREFIX
+from .vae_names import to_ldm_state_dict
+
+
+def save_all_in_one(
+    path: Path,
+    *,
+    transformer: Lumina2Transformer,
+    text_encoder_state: Mapping[str, Tensor],
+    spiece_bytes: bytes,
+    vae_state: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write transformer, text encoder, tokenizer and VAE, each weight in the dtype it has.
+
+    Args:
+        path: The `.safetensors` file.
+        transformer: Without an adapter.
+        text_encoder_state: A transformers Gemma2Model's weights (`embed_tokens.weight`, `layers.0...`, `norm.weight`).
+        spiece_bytes: The SentencePiece model's file.
+        vae_state: A diffusers AutoencoderKL's weights.
+        metadata: Added to the file's metadata; the head's axes are written by themselves.
+    """
+    tensors = {f"{ALL_IN_ONE_PREFIX}{name}": tensor for name, tensor in transformer.state_dict().items()}
+    tensors.update({f"{ALL_IN_ONE_TEXT_PREFIX}{name}": tensor for name, tensor in text_encoder_state.items()})
+    tensors[ALL_IN_ONE_TOKENIZER_NAME] = torch.frombuffer(bytearray(spiece_bytes), dtype=torch.uint8)
+    tensors.update({f"{ALL_IN_ONE_VAE_PREFIX}{name}": tensor for name, tensor in to_ldm_state_dict(vae_state).items()})
+    axes = {AXES_DIMS_KEY: json.dumps(list(transformer.config.axes_dims))}
+    write_safetensors_atomically(path, tensors, {**metadata, **axes})

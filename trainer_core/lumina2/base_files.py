@@ -1,0 +1,65 @@
+"""Finds the files of a model by what Load Lumina2's widgets say, and checks that they fit together."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from ..context import DEMO_DIR, StepContext
+from ..errors import TrainerError
+from .checkpoint import fingerprint_files, read_config
+from .model_files import LoadSettings, Lumina2Model
+from .text_files import find_text_files
+from .vae import check_vae
+
+DEMO_BASE = "demo"
+DEMO_MODEL_PATH = DEMO_DIR / "lumina2-demo.safetensors"
+FROM_BASE = "from base"
+
+BASE_KINDS = ("checkpoints", "diffusion_models", "diffusers")
+TEXT_ENCODER_KINDS = ("text_encoders", "checkpoints", "diffusers")
+VAE_KINDS = ("vae", "checkpoints", "diffusers")
+"""Where a part may lie: the one inside an all-in-one file or diffusers folder serves another base too."""
+
+
+def find_model_files(settings: LoadSettings, *, context: StepContext) -> Lumina2Model:
+    """Find the three parts of a model and check names, shapes and sizes from the headers alone.
+
+    Args:
+        settings: Widgets of Load Lumina2.
+        context: Where model files lie.
+
+    Raises:
+        TrainerError: A file is missing, damaged or of another model, or the parts do not fit together.
+    """
+    base_path = _find_base(settings.base, context)
+    text_encoder_path = _find_part(settings.text_encoder, base_path, TEXT_ENCODER_KINDS, "text_encoder", context)
+    vae_path = _find_part(settings.vae, base_path, VAE_KINDS, "vae", context)
+    config = read_config(base_path)
+    sizes = find_text_files(text_encoder_path).sizes
+    check_vae(vae_path)
+    if sizes.hidden_size != config.cap_feat_dim:
+        raise TrainerError(
+            f"text_encoder {text_encoder_path.name} is {sizes.hidden_size} wide but base {base_path.name} reads"
+            f" {config.cap_feat_dim}: choose the text encoder of this base"
+        )
+    return Lumina2Model(
+        base_path=str(base_path),
+        text_encoder_path=str(text_encoder_path),
+        vae_path=str(vae_path),
+        precision=settings.precision,
+        text_attention=settings.text_attention,
+        fingerprint=fingerprint_files([base_path, text_encoder_path, vae_path]),
+        name=base_path.name,
+    )
+
+
+def _find_base(name: str, context: StepContext) -> Path:
+    if name != DEMO_BASE:
+        return context.find_model(BASE_KINDS, name, "base")
+    if not DEMO_MODEL_PATH.is_file():
+        raise TrainerError(f"base {name!r} is not part of this copy: {DEMO_MODEL_PATH} is missing; install it again")
+    return DEMO_MODEL_PATH
+
+
+def _find_part(name: str, base_path: Path, kinds: tuple[str, ...], what: str, context: StepContext) -> Path:
+    return base_path if name == FROM_BASE else context.find_model(kinds, name, what)

@@ -1,0 +1,142 @@
+"""The text encoder: transformers' Gemma2 up to the second-last hidden state, and its SentencePiece tokenizer."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..errors import TrainerError
+from .module_weights import fill_parameters
+from .prompt_differences import describe_syntax, shorten, unescape
+from .prompts import MAX_PROMPT_TOKENS
+from .text_files import HEAD_SIZE, TextFiles, find_text_files
+
+if TYPE_CHECKING:
+    from sentencepiece import SentencePieceProcessor
+    from transformers import Gemma2Model
+
+ATTENTION_SOFTCAPS: dict[str, float | None] = {"comfyui": None, "original": 50.0}
+"""tanh cap of the attention logits by text_attention: ComfyUI has none, Gemma2 was trained with 50."""
+
+
+class TextEncoder:
+    """Turns prompts into the embeddings that the network reads."""
+
+    def __init__(self, model: Gemma2Model, tokenizer: SentencePieceProcessor) -> None:
+        """Take a Gemma2 without its last layer and final norm; `load_text_encoder` makes one."""
+        self.model = model
+        self.tokenizer = tokenizer
+
+    @property
+    def device(self) -> torch.device:
+        """Where the weights are and the embeddings come out."""
+        return self.model.device
+
+    @torch.no_grad()
+    def encode(self, prompts: Sequence[str]) -> list[Tensor]:
+        """Gemma2's hidden_states[-2] of each prompt, encoded together.
+
+        Args:
+            prompts: With their system prompt; see `prompts.build_prompt`.
+
+        Returns:
+            [tokens, width] float32 of each prompt on the encoder's device: the beginning-of-sequence token first, no
+            padding, at most MAX_PROMPT_TOKENS tokens.
+        """
+        ids = [self._tokenize(prompt)[:MAX_PROMPT_TOKENS] for prompt in prompts]
+        longest = max(len(row) for row in ids)
+        # Attention is causal, so padding on the right changes no token before it and needs no mask.
+        padded = torch.tensor([row + [0] * (longest - len(row)) for row in ids], device=self.device)
+        hidden_states = self.model(input_ids=padded, use_cache=False).last_hidden_state
+        return [hidden[: len(row)].float() for hidden, row in zip(hidden_states, ids, strict=True)]
+
+    def count_tokens(self, prompt: str) -> int:
+        """Tokens of a prompt before it is cut to MAX_PROMPT_TOKENS, the beginning of the sequence included."""
+        return len(self._tokenize(prompt))
+
+    def describe_differences(self, prompts: Sequence[str]) -> list[str]:
+        """Say which prompts ComfyUI would encode differently by design, and why.
+
+        Args:
+            prompts: As for `encode`.
+
+        Returns:
+            A sentence for each reason and prompt; empty if all are encoded alike.
+        """
+        messages = []
+        for prompt in prompts:
+            messages += describe_syntax(prompt)
+            num_tokens = self.count_tokens(prompt)
+            if num_tokens > MAX_PROMPT_TOKENS:
+                messages.append(
+                    f"{shorten(prompt)} has {num_tokens} tokens: training reads the first {MAX_PROMPT_TOKENS},"
+                    " ComfyUI reads them all"
+                )
+        return messages
+
+    def _tokenize(self, prompt: str) -> list[int]:
+        return self.tokenizer.encode(unescape(prompt))
+
+
+def load_text_encoder(path: Path, *, device: torch.device, dtype: torch.dtype, text_attention: str) -> TextEncoder:
+    """Load Gemma2 and its tokenizer, frozen and in evaluation mode.
+
+    Args:
+        path: All-in-one or text encoder `.safetensors`, or a diffusers folder.
+        device: Where the weights go, one by one.
+        dtype: What they are stored as there, and what it computes in.
+        text_attention: Key of ATTENTION_SOFTCAPS.
+
+    Raises:
+        TrainerError: It is not a whole Gemma2 with its tokenizer.
+    """
+    files = find_text_files(path)
+    tokenizer = _load_tokenizer(files)
+    model = _build_without_last_layer(files, text_attention)
+    needed = dict(model.named_parameters())
+    plan = {name: [entry] for name, entry in files.tensors.items() if name in needed}
+    fill_parameters(model, plan, device=device, dtype=dtype)
+    return TextEncoder(model.to(device).eval().requires_grad_(False), tokenizer)
+
+
+def _load_tokenizer(files: TextFiles) -> SentencePieceProcessor:
+    from sentencepiece import SentencePieceProcessor
+
+    try:
+        tokenizer = SentencePieceProcessor(model_proto=files.read_spiece(), add_bos=True, add_eos=False)
+    except RuntimeError:
+        raise TrainerError(f"{files.what} has a damaged tokenizer: download the file again") from None
+    if tokenizer.get_piece_size() > files.sizes.vocab_size:
+        raise TrainerError(
+            f"{files.what} embeds {files.sizes.vocab_size} tokens but its tokenizer has {tokenizer.get_piece_size()}:"
+            " they are of different models"
+        )
+    return tokenizer
+
+
+def _build_without_last_layer(files: TextFiles, text_attention: str) -> Gemma2Model:
+    """Gemma2 whose output is hidden_states[-2]: parameters on the meta device, computed tables on the host."""
+    from accelerate import init_empty_weights
+    from transformers import Gemma2Config, Gemma2Model
+
+    sizes = files.sizes
+    config = Gemma2Config(
+        vocab_size=sizes.vocab_size,
+        hidden_size=sizes.hidden_size,
+        intermediate_size=sizes.intermediate_size,
+        num_hidden_layers=sizes.num_hidden_layers - 1,
+        num_attention_heads=sizes.num_attention_heads,
+        num_key_value_heads=sizes.num_key_value_heads,
+        head_dim=HEAD_SIZE,
+        query_pre_attn_scalar=HEAD_SIZE,
+        attn_logit_softcapping=ATTENTION_SOFTCAPS[text_attention],
+        attn_implementation="eager",  # transformers 5.23 has the soft cap in no other
+    )
+    with init_empty_weights(include_buffers=False):
+        model = Gemma2Model(config)
+    model.norm = torch.nn.Identity()
+    return model

@@ -1,0 +1,147 @@
+"""The VAE: diffusers' AutoencoderKL, loaded from every layout users have, and its latents as Lumina2 sees them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from ..errors import TrainerError
+from .foreign_models import describe_foreign
+from .module_weights import check_names_and_shapes, check_storage, fill_parameters, parameter_shapes
+from .vae_names import NUM_LEVELS, is_attention_projection, to_ldm_name
+from .weight_files import TensorEntry, read_folder_weights, read_weights
+
+if TYPE_CHECKING:
+    from diffusers import AutoencoderKL
+
+ALL_IN_ONE_PREFIX = "vae."
+LATENT_CHANNELS = 16
+VAE_SCALE = 2 ** (NUM_LEVELS - 1)
+"""Pixels a latent, in each direction."""
+LATENT_SCALE = 0.3611
+LATENT_SHIFT = 0.1159
+"""The Flux VAE's statistics: the network's latents are (z - LATENT_SHIFT) * LATENT_SCALE."""
+NUM_GROUPS = 32
+"""Groups of every group norm; ComfyUI and the LDM layout know no other number."""
+
+
+def check_vae(path: Path) -> None:
+    """Check names and shapes of a VAE from the headers alone.
+
+    Raises:
+        TrainerError: It is not a whole Flux-like VAE.
+    """
+    _inspect(path)
+
+
+def load_vae(path: Path, *, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
+    """Load the VAE, frozen and in evaluation mode.
+
+    Args:
+        path: All-in-one or VAE `.safetensors` (LDM or diffusers naming), or a diffusers folder.
+        device: Where the weights go, one by one.
+        dtype: What they are stored as there, and what it computes in.
+
+    Raises:
+        TrainerError: It is not a whole Flux-like VAE.
+    """
+    vae, plan = _inspect(path)
+    fill_parameters(vae, {name: [entry] for name, entry in plan.items()}, device=device, dtype=dtype)
+    return vae.eval().requires_grad_(False)
+
+
+@torch.no_grad()
+def encode_pixels(vae: AutoencoderKL, pixels_B3HW: Tensor) -> Tensor:
+    """Latents of pictures: the mode of the posterior, as the original training took it.
+
+    Args:
+        vae: From `load_vae`.
+        pixels_B3HW: [B, 3, H, W] in [-1, 1]; H and W multiples of 8; any device and dtype.
+
+    Returns:
+        [B, 16, H / 8, W / 8] float32 on the VAE's device, shifted and scaled for the network.
+    """
+    mode = vae.encode(pixels_B3HW.to(vae.device, vae.dtype)).latent_dist.mode()
+    return (mode.float() - LATENT_SHIFT) * LATENT_SCALE
+
+
+@torch.no_grad()
+def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
+    """Pictures of latents.
+
+    Args:
+        vae: From `load_vae`.
+        latents: [B, 16, h, w] as the network makes them; any device and dtype.
+
+    Returns:
+        [B, 3, 8 h, 8 w] float32 in [0, 1] on the VAE's device.
+    """
+    z = latents.to(vae.device, torch.float32) / LATENT_SCALE + LATENT_SHIFT
+    return ((vae.decode(z.to(vae.dtype)).sample.float() + 1) / 2).clamp(0, 1)
+
+
+def _inspect(path: Path) -> tuple[AutoencoderKL, dict[str, TensorEntry]]:
+    """The VAE on the meta device, and the stored tensor of each of its parameters."""
+    what = f"vae {path.name}"
+    stored = {to_ldm_name(name): entry for name, entry in _read_entries(path).items()}
+    vae = _build_on_meta(what, {name: entry.shape for name, entry in stored.items()})
+    ldm_names = {to_ldm_name(name): name for name, _ in vae.named_parameters()}
+    plan = {ldm_names.get(ldm_name, ldm_name): entry for ldm_name, entry in stored.items()}
+    for name, entry in plan.items():
+        if is_attention_projection(name) and entry.shape[2:] == (1, 1):
+            plan[name] = replace(entry, shape=entry.shape[:2])  # [C, C, 1, 1] -> [C, C]
+    check_names_and_shapes(what, parameter_shapes(vae), {name: entry.shape for name, entry in plan.items()})
+    check_storage(what, {name: [entry] for name, entry in plan.items()})
+    return vae, plan
+
+
+def _read_entries(path: Path) -> Mapping[str, TensorEntry]:
+    if path.is_dir():
+        if not (path / "vae").is_dir():
+            raise TrainerError(f"vae {path.name} is a folder without vae/: choose a diffusers model folder")
+        return read_folder_weights(path / "vae").tensors
+    weights = read_weights(path)
+    inner = weights.select(ALL_IN_ONE_PREFIX)
+    return (inner if inner.tensors else weights).tensors
+
+
+def _build_on_meta(what: str, shapes: Mapping[str, tuple[int, ...]]) -> AutoencoderKL:
+    """Infer the channels and the residual blocks a level from LDM names and shapes."""
+    from diffusers import AutoencoderKL
+
+    for name in ("decoder.conv_in.weight", "encoder.conv_in.weight", "encoder.down.0.block.0.conv1.weight"):
+        if len(shapes.get(name, ())) != 4:
+            foreign = describe_foreign(shapes)
+            is_other = f" but {foreign}" if foreign and foreign != "a VAE" else ""
+            raise TrainerError(f"{what} is no VAE of Lumina2{is_other}: choose the Flux VAE, such as ae.safetensors")
+    latent_channels = shapes["decoder.conv_in.weight"][1]
+    channels = [
+        shapes[name][0]
+        for name in (f"encoder.down.{level}.block.0.conv1.weight" for level in range(NUM_LEVELS + 1))
+        if name in shapes
+    ]
+    if latent_channels != LATENT_CHANNELS or len(channels) != NUM_LEVELS:
+        raise TrainerError(
+            f"{what} has {latent_channels} latent channels on {len(channels)} levels where Lumina2 has"
+            f" {LATENT_CHANNELS} on {NUM_LEVELS}: choose the Flux VAE, such as ae.safetensors"
+        )
+    if any(count % NUM_GROUPS for count in channels):
+        raise TrainerError(f"{what} has {channels} channels: each must be a multiple of {NUM_GROUPS}")
+    with torch.device("meta"):
+        return AutoencoderKL(
+            down_block_types=("DownEncoderBlock2D",) * NUM_LEVELS,
+            up_block_types=("UpDecoderBlock2D",) * NUM_LEVELS,
+            block_out_channels=tuple(channels),
+            layers_per_block=sum(f"encoder.down.0.block.{i}.conv1.weight" in shapes for i in range(len(shapes))),
+            latent_channels=LATENT_CHANNELS,
+            norm_num_groups=NUM_GROUPS,
+            scaling_factor=LATENT_SCALE,
+            shift_factor=LATENT_SHIFT,
+            use_quant_conv="quant_conv.weight" in shapes,
+            use_post_quant_conv="post_quant_conv.weight" in shapes,
+        )
