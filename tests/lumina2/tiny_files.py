@@ -32,7 +32,7 @@ SENTENCES = [
 
 @functools.cache
 def train_spiece() -> bytes:
-    """A SentencePiece model with Gemma's special tokens (pad 0, eos 1, bos 2, unk 3) and bytes for unknown characters."""
+    """A SentencePiece model with Gemma's special tokens (pad 0, eos 1, bos 2, unk 3) and byte fallback."""
     import sentencepiece
 
     model = io.BytesIO()
