@@ -84,13 +84,13 @@ def fill_parameters(module: nn.Module, plan: Plan, *, device: torch.device, dtyp
         files = {path: stack.enter_context(path.open("rb")) for path in paths}
         # In the order of the file, so that a hard disk reads it once from end to end.
         for name, entries in sorted(plan.items(), key=lambda item: (str(item[1][0].path), item[1][0].start)):
-            parts = [_read_weight(entry, files, device, dtype) for entry in entries]
+            parts = [read_weight(entry, files, device, dtype) for entry in entries]
             weight = parts[0] if len(parts) == 1 else torch.cat(parts)
             owner, _, attribute = name.rpartition(".")
             setattr(module.get_submodule(owner), attribute, nn.Parameter(weight, requires_grad=False))
 
 
-def _read_weight(
+def read_weight(
     entry: TensorEntry, files: Mapping[Path, IO[bytes]], device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     stored = read_tensor(entry, files[entry.path]).to(device)

@@ -1,0 +1,87 @@
+"""Cache Latents and Cache Text Embeds: what training reads instead of pictures and captions."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..trainer_core import steps
+from ..trainer_core.data.folder import Dataset
+from ..trainer_core.lumina2.model_files import Lumina2Model
+from ..trainer_core.validation.settings import ValidationSettings
+from . import host, sockets
+from .widgets import build_widgets
+
+
+class CacheLatents(io.ComfyNode):
+    """Pictures through the VAE, once."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Lumina2CacheLatents",
+            display_name="Cache Latents (Lumina2)",
+            category="Lumina2 Trainer",
+            description="Encodes every picture with the VAE, once. Unchanged pictures are reused; an interrupted run goes on.",
+            inputs=[
+                sockets.Lumina2Model.Input("model", tooltip="From Load Lumina2; its VAE is used."),
+                sockets.Dataset.Input("dataset", tooltip="From Dataset Folder."),
+                *build_widgets(steps.CacheLatentsSettings),
+            ],
+            outputs=[sockets.Latents.Output(display_name="latents", tooltip="For latents of Train LoRA.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **widgets: Any) -> int:
+        return host.count_lost_files()
+
+    @classmethod
+    def execute(cls, model: Lumina2Model, dataset: Dataset, **widgets: Any) -> io.NodeOutput:
+        with host.running_step(cls.hidden) as context:
+            settings = steps.CacheLatentsSettings(**widgets)
+            cache = steps.cache_latents(settings, model=model, dataset=dataset, context=context)
+            host.watch_file(cache.index_path)
+            return io.NodeOutput(cache)
+
+
+class CacheTextEmbeds(io.ComfyNode):
+    """Captions through Gemma2, once."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Lumina2CacheTextEmbeds",
+            display_name="Cache Text Embeds (Lumina2)",
+            category="Lumina2 Trainer",
+            description="Encodes every caption and validation prompt with Gemma2, once. Unchanged captions are reused.",
+            inputs=[
+                sockets.Lumina2Model.Input("model", tooltip="From Load Lumina2; its text encoder is used."),
+                sockets.Dataset.Input("dataset", tooltip="From Dataset Folder."),
+                *build_widgets(steps.CacheTextEmbedsSettings),
+                sockets.ValidationPrompts.Input(
+                    "validation",
+                    optional=True,
+                    tooltip="From Validation Prompts: these are encoded too, for use in training.",
+                ),
+            ],
+            outputs=[sockets.Embeds.Output(display_name="embeds", tooltip="For embeds of Train LoRA.")],
+            hidden=[io.Hidden.unique_id],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **widgets: Any) -> int:
+        return host.count_lost_files()
+
+    @classmethod
+    def execute(
+        cls, model: Lumina2Model, dataset: Dataset, validation: ValidationSettings | None = None, **widgets: Any
+    ) -> io.NodeOutput:
+        with host.running_step(cls.hidden) as context:
+            settings = steps.CacheTextEmbedsSettings(**widgets)
+            cache = steps.cache_text_embeds(
+                settings, model=model, dataset=dataset, validation=validation, context=context
+            )
+            host.watch_file(cache.index_path)
+            return io.NodeOutput(cache)

@@ -1,0 +1,58 @@
+"""Dataset Folder: names a folder of captioned pictures and reports on it."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..trainer_core import steps
+from ..trainer_core.data.folder import Dataset, DatasetFolderSettings
+from . import host, sockets
+from .pictures import read_images
+from .widgets import build_widgets
+
+
+class DatasetFolder(io.ComfyNode):
+    """A folder of captioned pictures."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Lumina2DatasetFolder",
+            display_name="Dataset Folder (Lumina2)",
+            category="Lumina2 Trainer",
+            description="Reads a folder of pictures with captions and reports what it found, problems included.",
+            inputs=[
+                *build_widgets(DatasetFolderSettings),
+                sockets.Dataset.Input(
+                    "dataset", optional=True, tooltip="An earlier dataset that this folder is added to."
+                ),
+            ],
+            outputs=[
+                sockets.Dataset.Output(display_name="dataset", tooltip="For Cache Latents and Cache Text Embeds."),
+                io.String.Output(display_name="report", tooltip="Counts, buckets and warnings, for people."),
+                io.Image.Output(
+                    display_name="contact_sheet", tooltip="The pictures as they are cropped, with captions."
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def validate_inputs(cls, folder: str | None = None) -> bool | str:
+        return host.check_dataset_folder(folder)
+
+    @classmethod
+    def fingerprint_inputs(cls, **widgets: Any) -> str:
+        return host.fingerprint_folder(widgets.get("folder"))
+
+    @classmethod
+    def execute(cls, dataset: Dataset | None = None, **widgets: Any) -> io.NodeOutput:
+        with host.running_step(cls.hidden, uses_device=False) as context:
+            report = steps.read_dataset_folder(DatasetFolderSettings(**widgets), dataset=dataset, context=context)
+            host.show_text(cls.hidden, report.text)
+            sheet = read_images([report.contact_sheet_path])
+            ui = host.show_pictures([report.contact_sheet_path])
+            return io.NodeOutput(report.dataset, report.text, sheet, ui=ui)

@@ -1,0 +1,72 @@
+"""What the runs of this process are doing, and what was asked of them."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Mapping
+from typing import Any, Literal
+
+from ..trainer_core.events import Request
+
+Status = Literal["running", "stopped", "finished", "failed"]
+
+
+class LiveRuns:
+    """Last state and open requests of each run; written by the worker thread, read by the server's."""
+
+    def __init__(self) -> None:
+        self._states: dict[str, dict[str, Any]] = {}
+        self._requests: dict[str, set[str]] = {}
+        self._lock = threading.Lock()
+
+    def record(self, kind: str, payload: Mapping[str, Any]) -> None:
+        """Keep the last event of each kind.
+
+        Args:
+            kind: Kind of the event.
+            payload: What is sent to the browser, with `run` and `node`.
+        """
+        run = payload["run"]
+        with self._lock:
+            state = self._states.setdefault(run, {"run": run})
+            state["node"] = payload["node"]
+            state["status"] = kind if kind in ("finished", "failed") else "running"
+            state[kind] = dict(payload)
+
+    def end(self, run: str, status: Status, message: str) -> None:
+        """The step is over; what was asked of it is forgotten."""
+        with self._lock:
+            self._requests.pop(run, None)
+            if run in self._states:
+                self._states[run].update(status=status, message=message)
+
+    def snapshot(self, run: str) -> dict[str, Any] | None:
+        """The run's state, or None if this process knows nothing of it."""
+        with self._lock:
+            state = self._states.get(run)
+            return None if state is None else dict(state)
+
+    def ask(self, run: str, action: str) -> bool:
+        """Ask a running run for an action at its next step; False if it isn't running."""
+        with self._lock:
+            if self._states.get(run, {}).get("status") != "running":
+                return False
+            self._requests.setdefault(run, set()).add(action)
+            return True
+
+    def is_stop_requested(self, run: str) -> bool:
+        """Whether the run was asked to stop."""
+        with self._lock:
+            return "stop" in self._requests.get(run, ())
+
+    def take_requests(self, run: str) -> frozenset[Request]:
+        """Requests since the last call, without a stop."""
+        with self._lock:
+            requests = self._requests.get(run, set())
+            taken = requests - {"stop"}
+            requests -= taken
+            return frozenset(taken)  # type: ignore[arg-type]
+
+
+RUNS = LiveRuns()
+"""Runs of this process."""

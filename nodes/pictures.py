@@ -1,0 +1,31 @@
+"""Picture files as the host's IMAGE."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+
+EMPTY_SIZE = 64
+
+
+def read_images(paths: Sequence[Path]) -> Tensor:
+    """Read pictures of one size.
+
+    Args:
+        paths: Picture files.
+
+    Returns:
+        [B, height, width, 3] in [0, 1]; one small black picture if there are no paths, because IMAGE can't be empty.
+    """
+    if not paths:
+        return torch.zeros(1, EMPTY_SIZE, EMPTY_SIZE, 3)
+    pictures = []
+    for path in paths:
+        with Image.open(path) as picture:
+            pictures.append(np.asarray(picture.convert("RGB"), dtype=np.float32) / 255)
+    return torch.from_numpy(np.stack(pictures))

@@ -1,0 +1,49 @@
+"""HTTP routes: the state of a run, and actions asked of it."""
+
+from __future__ import annotations
+
+from collections.abc import Awaitable, Callable
+
+from aiohttp import web
+
+from . import host
+from .live_runs import RUNS
+from .run_state import find_newest_run, is_run_name, read_state
+
+ACTIONS = ("stop", "save", "validate")
+
+
+def add_routes() -> None:
+    """Register the routes with the host's server; it serves them below /api too."""
+    routes = host.server_routes()
+    routes.get("/lumina2_trainer/runs/{run}")(get_run)
+    for action in ACTIONS:
+        routes.post(f"/lumina2_trainer/runs/{{run}}/{action}")(_post_action(action))
+
+
+async def get_run(request: web.Request) -> web.Response:
+    """State of a run; with ?newest=1 of the last one written among `run`, `run-2`, `run-3`, ..."""
+    run = request.match_info["run"]
+    if not is_run_name(run):
+        return web.json_response({"error": f"{run!r} is not a run name"}, status=400)
+    if request.query.get("newest"):
+        run = find_newest_run(host.runs_dir(), run)
+    state = read_state(host.runs_dir() / run, RUNS.snapshot(run), host.view_of)
+    if state is None:
+        return web.json_response({"error": f"there is no run {run!r}"}, status=404)
+    return web.json_response(state)
+
+
+def _post_action(action: str) -> Callable[[web.Request], Awaitable[web.Response]]:
+    async def post(request: web.Request) -> web.Response:
+        # A page of another origin can't send JSON without asking first, so it can't act in the user's name.
+        if request.content_type != "application/json":
+            return web.json_response({"error": "send Content-Type: application/json"}, status=415)
+        run = request.match_info["run"]
+        if not is_run_name(run):
+            return web.json_response({"error": f"{run!r} is not a run name"}, status=400)
+        if not RUNS.ask(run, action):
+            return web.json_response({"error": f"run {run!r} is not running"}, status=409)
+        return web.json_response({"run": run, "asked": action})
+
+    return post

@@ -1,0 +1,40 @@
+"""Save Adapter: writes a trained adapter to ComfyUI's LoRA folder."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..trainer_core import steps
+from ..trainer_core.job import Adapter
+from . import host, sockets
+from .widgets import build_widgets
+
+
+class SaveAdapter(io.ComfyNode):
+    """Writes an adapter under a new name."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Lumina2SaveAdapter",
+            display_name="Save Adapter (Lumina2)",
+            category="Lumina2 Trainer",
+            description="Writes the adapter to ComfyUI's LoRA folder under a new name. Press R to see it in the loaders.",
+            inputs=[
+                sockets.Adapter.Input("adapter", tooltip="From Train LoRA."),
+                *build_widgets(steps.SaveAdapterSettings),
+            ],
+            outputs=[io.String.Output(display_name="path", tooltip="The files written, one a line.")],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, adapter: Adapter, **widgets: Any) -> io.NodeOutput:
+        with host.running_step(cls.hidden, uses_device=False) as context:
+            settings = steps.SaveAdapterSettings(**widgets)
+            text = "\n".join(str(path) for path in steps.save_adapter(settings, adapter=adapter, context=context))
+            host.show_text(cls.hidden, text)
+            return io.NodeOutput(text)

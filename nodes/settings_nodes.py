@@ -1,0 +1,131 @@
+"""Nodes that hold settings only: each turns its widgets into one settings socket."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..trainer_core.adapters.lora import LoRASettings as LoRASettingsValues
+from ..trainer_core.lumina2.timesteps import NoiseSettings
+from ..trainer_core.training.settings import CheckpointSettings
+from ..trainer_core.training.settings import OptimizerSettings as OptimizerSettingsValues
+from ..trainer_core.validation.settings import ValidationSettings
+from . import host, sockets
+from .widgets import build_widgets
+
+CATEGORY = "Lumina2 Trainer/settings"
+
+
+class LoRASettings(io.ComfyNode):
+    """Settings of the adapter."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Lumina2LoRASettings",
+            display_name="LoRA Settings (Lumina2)",
+            category=CATEGORY,
+            description="Which layers a LoRA adapts and how. Connect to Train LoRA; rank and alpha are set there.",
+            inputs=build_widgets(LoRASettingsValues),
+            outputs=[
+                sockets.AdapterSettings.Output(
+                    display_name="adapter_settings", tooltip="For adapter_settings of Train LoRA."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, **widgets: Any) -> io.NodeOutput:
+        with host.readable_errors():
+            return io.NodeOutput(LoRASettingsValues(**widgets))
+
+
+class OptimizerSettings(io.ComfyNode):
+    """Settings of optimizer and learning-rate schedule."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Lumina2Optimizer",
+            display_name="Optimizer (Lumina2)",
+            category=CATEGORY,
+            description="Learning-rate schedule, weight decay, gradient accumulation, clipping. Connect to Train LoRA.",
+            inputs=build_widgets(OptimizerSettingsValues),
+            outputs=[
+                sockets.OptimizerSettings.Output(
+                    display_name="optimizer_settings", tooltip="For optimizer_settings of Train LoRA."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, **widgets: Any) -> io.NodeOutput:
+        with host.readable_errors():
+            return io.NodeOutput(OptimizerSettingsValues(**widgets))
+
+
+class NoiseSchedule(io.ComfyNode):
+    """Settings of the noise levels that are trained on."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Lumina2NoiseSchedule",
+            display_name="Noise Schedule (Lumina2)",
+            category=CATEGORY,
+            description="Which noise levels are trained on. The default is Lumina2's own. Connect to Train LoRA.",
+            inputs=build_widgets(NoiseSettings),
+            outputs=[
+                sockets.NoiseSchedule.Output(display_name="noise_schedule", tooltip="For noise_schedule of Train LoRA.")
+            ],
+        )
+
+    @classmethod
+    def execute(cls, **widgets: Any) -> io.NodeOutput:
+        with host.readable_errors():
+            return io.NodeOutput(NoiseSettings(**widgets))
+
+
+class ValidationPrompts(io.ComfyNode):
+    """Prompts and sampler of the pictures drawn during training."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Lumina2ValidationPrompts",
+            display_name="Validation Prompts (Lumina2)",
+            category=CATEGORY,
+            description="Pictures drawn during training. Connect to both Cache Text Embeds and Train LoRA.",
+            inputs=build_widgets(ValidationSettings),
+            outputs=[
+                sockets.ValidationPrompts.Output(
+                    display_name="validation", tooltip="For validation of Cache Text Embeds and of Train LoRA."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, **widgets: Any) -> io.NodeOutput:
+        with host.readable_errors():
+            return io.NodeOutput(ValidationSettings(**widgets))
+
+
+class Checkpoints(io.ComfyNode):
+    """When a run is written to disk."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Lumina2Checkpoints",
+            display_name="Checkpoints (Lumina2)",
+            category=CATEGORY,
+            description="How often a run is written to disk and how many checkpoints are kept. Connect to Train LoRA.",
+            inputs=build_widgets(CheckpointSettings),
+            outputs=[sockets.Checkpoints.Output(display_name="checkpoints", tooltip="For checkpoints of Train LoRA.")],
+        )
+
+    @classmethod
+    def execute(cls, **widgets: Any) -> io.NodeOutput:
+        with host.readable_errors():
+            return io.NodeOutput(CheckpointSettings(**widgets))

@@ -1,0 +1,104 @@
+"""Train LoRA."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..trainer_core import steps
+from ..trainer_core.data.cache import EmbedCache, LatentCache
+from ..trainer_core.job import TrainLoRASettings
+from ..trainer_core.lumina2.model_files import Lumina2Model
+from . import host, sockets
+from .host_values import read_lora, to_loss_map
+from .pictures import read_images
+from .widgets import build_widgets
+
+
+class TrainLoRA(io.ComfyNode):
+    """Trains a LoRA, resumes it, or returns the finished one."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Lumina2TrainLoRA",
+            display_name="Train LoRA (Lumina2)",
+            category="Lumina2 Trainer",
+            description=(
+                "Trains a LoRA and shows loss and validation pictures while it runs. Cancel keeps the work: queueing the"
+                " same job again resumes it, and a finished job returns at once."
+            ),
+            inputs=[
+                sockets.Lumina2Model.Input("model", tooltip="From Load Lumina2."),
+                sockets.Latents.Input("latents", tooltip="From Cache Latents."),
+                sockets.Embeds.Input("embeds", tooltip="From Cache Text Embeds."),
+                *build_widgets(TrainLoRASettings),
+                sockets.AdapterSettings.Input(
+                    "adapter_settings", optional=True, tooltip="From LoRA Settings: which layers are adapted."
+                ),
+                sockets.OptimizerSettings.Input(
+                    "optimizer_settings",
+                    optional=True,
+                    tooltip="From Optimizer: learning-rate schedule, weight decay, gradient accumulation.",
+                ),
+                sockets.NoiseSchedule.Input(
+                    "noise_schedule", optional=True, tooltip="From Noise Schedule: which noise levels are trained on."
+                ),
+                sockets.ValidationPrompts.Input(
+                    "validation", optional=True, tooltip="From Validation Prompts: pictures drawn during training."
+                ),
+                sockets.Checkpoints.Input(
+                    "checkpoints", optional=True, tooltip="From Checkpoints: how often the run is written to disk."
+                ),
+            ],
+            outputs=[
+                sockets.Adapter.Output(
+                    display_name="adapter", tooltip="For Save Adapter, Validate and Lumina2 for Inference."
+                ),
+                io.LoraModel.Output(
+                    display_name="lora_model", tooltip="The weights, for ComfyUI's Load LoRA Model and Save LoRA."
+                ),
+                io.LossMap.Output(display_name="loss_map", tooltip="The loss of each step, for ComfyUI's loss graph."),
+                io.Image.Output(
+                    display_name="validation_images",
+                    tooltip="Pictures of the last validation; one small black picture if there was none.",
+                ),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **widgets: Any) -> int:
+        return host.count_lost_files()
+
+    @classmethod
+    def execute(
+        cls,
+        model: Lumina2Model,
+        latents: LatentCache,
+        embeds: EmbedCache,
+        adapter_settings: Any = None,
+        optimizer_settings: Any = None,
+        noise_schedule: Any = None,
+        validation: Any = None,
+        checkpoints: Any = None,
+        **widgets: Any,
+    ) -> io.NodeOutput:
+        with host.running_step(cls.hidden) as context:
+            result = steps.train_lora(
+                TrainLoRASettings(**widgets),
+                model=model,
+                latents=latents,
+                embeds=embeds,
+                adapter_settings=adapter_settings,
+                optimizer_settings=optimizer_settings,
+                noise_schedule=noise_schedule,
+                validation=validation,
+                checkpoints=checkpoints,
+                context=context,
+            )
+            host.watch_file(result.adapter.path)
+            pictures = read_images(result.validation_images)
+            return io.NodeOutput(result.adapter, read_lora(result.adapter.path), to_loss_map(result.losses), pictures)

@@ -1,0 +1,51 @@
+"""Validate: draws prompts with the model and an adapter."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..trainer_core import steps
+from ..trainer_core.job import Adapter
+from ..trainer_core.lumina2.model_files import Lumina2Model
+from ..trainer_core.validation.settings import ValidateSettings
+from . import host, sockets
+from .pictures import read_images
+from .widgets import build_widgets
+
+
+class Validate(io.ComfyNode):
+    """Draws prompts, as ComfyUI's KSampler would."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Lumina2Validate",
+            display_name="Validate (Lumina2)",
+            category="Lumina2 Trainer",
+            description="Draws prompts with the model, with or without a trained adapter, as ComfyUI's KSampler would.",
+            inputs=[
+                sockets.Lumina2Model.Input("model", tooltip="From Load Lumina2."),
+                *build_widgets(ValidateSettings),
+                sockets.Adapter.Input(
+                    "adapter", optional=True, tooltip="From Train LoRA; leave open for the bare model."
+                ),
+            ],
+            outputs=[
+                io.Image.Output(display_name="images", tooltip="One picture for each prompt, in order."),
+                io.String.Output(display_name="scores", tooltip="Measured quality, for people; empty so far."),
+            ],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, **widgets: Any) -> int:
+        return host.count_lost_files()
+
+    @classmethod
+    def execute(cls, model: Lumina2Model, adapter: Adapter | None = None, **widgets: Any) -> io.NodeOutput:
+        with host.running_step(cls.hidden) as context:
+            result = steps.validate(ValidateSettings(**widgets), model=model, adapter=adapter, context=context)
+            return io.NodeOutput(read_images(result.images), result.scores, ui=host.show_pictures(result.images))

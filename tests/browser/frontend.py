@@ -1,0 +1,126 @@
+"""Drives ComfyUI's own frontend in Chromium."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from playwright.sync_api import Page, sync_playwright
+
+from ..host.server import HostServer
+
+CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+IS_READY = "() => window.app?.extensionManager && window.app.graph && window.app.canvas"
+SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False, "Comfy.InstalledVersion": "99.0.0"}
+
+
+def find_chromium() -> str | None:
+    """Path of an installed Chromium, or None."""
+    return next(filter(None, map(shutil.which, CHROMIUM_NAMES)), None)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Frontend:
+    """The open frontend."""
+
+    page: Page
+    errors: list[str]
+    """What scripts of this pack reported as errors."""
+
+    def load_workflow(self, workflow: Mapping[str, Any]) -> None:
+        """Put a workflow on the canvas, as opening its file would."""
+        self.page.evaluate("async (workflow) => { await window.app.loadGraphData(workflow) }", workflow)
+        self.page.wait_for_timeout(500)
+
+    def to_prompt(self) -> dict[str, Any]:
+        """The canvas in the API's format, by the frontend's own conversion."""
+        return self.page.evaluate("async () => (await window.app.graphToPrompt()).output")
+
+    def to_workflow(self) -> dict[str, Any]:
+        """The canvas as it would be saved."""
+        return self.page.evaluate("() => JSON.parse(JSON.stringify(window.app.graph.serialize()))")
+
+    def queue(self) -> None:
+        """Press Run."""
+        self.page.evaluate("async () => { await window.app.queuePrompt(0) }")
+
+    def fit_view(self) -> None:
+        """Show the whole graph."""
+        self.page.evaluate(
+            """() => {
+                const app = window.app
+                const nodes = app.graph.nodes ?? app.graph._nodes
+                const left = Math.min(...nodes.map(n => n.pos[0])) - 40
+                const top = Math.min(...nodes.map(n => n.pos[1])) - 90
+                const right = Math.max(...nodes.map(n => n.pos[0] + n.size[0])) + 40
+                const bottom = Math.max(...nodes.map(n => n.pos[1] + n.size[1])) + 40
+                const box = app.canvas.canvas.getBoundingClientRect()
+                const scale = Math.min(box.width / (right - left), box.height / (bottom - top))
+                app.canvas.ds.scale = scale
+                app.canvas.ds.offset = [-left + (box.width / scale - right + left) / 2,
+                                        -top + (box.height / scale - bottom + top) / 2]
+                app.canvas.setDirty(true, true)
+            }"""
+        )
+        self.page.wait_for_timeout(600)
+
+
+@contextmanager
+def open_frontend(
+    server: HostServer,
+    *,
+    settings: Mapping[str, Any] | None = None,
+    size: tuple[int, int] = (1600, 1000),
+    chromium: str | None = None,
+) -> Iterator[Frontend]:
+    """Open a server's frontend until the block ends.
+
+    Args:
+        server: A running host.
+        settings: More of the frontend's settings, such as {"Comfy.VueNodes.Enabled": True}.
+        size: Width and height of the window in pixels.
+        chromium: The browser; the installed one if None.
+    """
+    for key, value in {**SETTINGS, **(settings or {})}.items():
+        server.request(f"/settings/{key}", value)
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(
+            executable_path=chromium or find_chromium(), args=["--no-sandbox", "--disable-gpu"]
+        )
+        try:
+            page = browser.new_page(viewport={"width": size[0], "height": size[1]})
+            page.route("**/*", lambda route: _stay_local(route, server.url))
+            errors: list[str] = []
+            page.on("pageerror", lambda error: errors.append(str(error)))
+            page.on("console", lambda message: _keep_error(message, errors))
+            page.goto(server.url)
+            page.wait_for_function(IS_READY, timeout=120_000)
+            page.wait_for_timeout(1500)
+            yield Frontend(page=page, errors=errors)
+        finally:
+            browser.close()
+
+
+def _stay_local(route: Any, url: str) -> None:
+    """Tests need no network: whatever the frontend asks of other hosts fails at once."""
+    if route.request.url.startswith((url, "data:", "blob:")):
+        route.continue_()
+    else:
+        route.abort()
+
+
+def _keep_error(message: Any, errors: list[str]) -> None:
+    location = (message.location or {}).get("url", "")
+    if message.type == "error" and "lumina2" in f"{message.text}{location}".lower():
+        errors.append(f"{message.text} ({location})")
+
+
+def read_json(path: Path) -> Any:
+    """Content of a workflow file."""
+    import json
+
+    return json.loads(path.read_text("utf-8"))

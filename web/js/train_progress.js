@@ -1,0 +1,113 @@
+// Puts the progress widget on Train LoRA and keeps it up to date.
+
+import { app } from "../../../scripts/app.js";
+import { api } from "../../../scripts/api.js";
+import { ProgressPanel } from "./progress_panel.js";
+import { emptyView, viewAfterEvent, viewFromState } from "./run_view.js";
+import { stringsFor } from "./strings.js";
+import { addStyles } from "./styles.js";
+
+const NODE_TYPES = ["Lumina2TrainLoRA"];
+const EVENT_KINDS = ["progress", "validation", "checkpoint", "finished", "failed"];
+const HEIGHT = 300;
+const NODE_WIDTH = 360;
+
+/** One widget on one node. */
+class TrainProgress {
+  constructor(node) {
+    this.node = node;
+    this.view = emptyView();
+    this.panel = new ProgressPanel({
+      strings: stringsFor(app.extensionManager?.setting?.get("Comfy.Locale") ?? navigator.language),
+      pictureUrl: (picture) => api.apiURL(`/view?${new URLSearchParams(picture)}`),
+      onAction: (action) => this.ask(action),
+    });
+    this.panel.show(this.view);
+  }
+
+  /** Name in the node's run_name widget; null if it is linked from another node. */
+  get runName() {
+    const input = this.node.inputs?.find((slot) => slot.name === "run_name");
+    if (input?.link != null) return null;
+    return this.node.widgets?.find((widget) => widget.name === "run_name")?.value ?? null;
+  }
+
+  /** Whether an event belongs here: ids inside subgraphs end in the node's own id, as in "12:3". */
+  isFor(detail) {
+    if (String(detail.node).split(":").pop() !== String(this.node.id)) return false;
+    const name = this.runName;
+    // Another job under a taken name gets a number: "my_lora-2".
+    return name === null || detail.run === name || detail.run.startsWith(`${name}-`);
+  }
+
+  take(kind, detail) {
+    if (!this.isFor(detail)) return;
+    this.view = viewAfterEvent(this.view, kind, detail);
+    this.panel.show(this.view);
+    if (kind === "finished") this.restore(detail.run);
+  }
+
+  /** Show the state the server knows, of a run or of the newest one under this node's run_name. */
+  async restore(run = null) {
+    const name = run ?? this.runName;
+    if (!name) return;
+    const query = run ? "" : "?newest=1";
+    const response = await api.fetchApi(`/lumina2_trainer/runs/${encodeURIComponent(name)}${query}`);
+    if (!response.ok) return;
+    this.view = viewFromState(await response.json());
+    this.panel.show(this.view);
+  }
+
+  async ask(action) {
+    await api.fetchApi(`/lumina2_trainer/runs/${encodeURIComponent(this.view.run)}/${action}`, {
+      method: "POST",
+      headers: { "Content-Type": "application/json" },
+      body: "{}",
+    });
+  }
+}
+
+const widgets = new Set();
+
+function attach(node) {
+  const progress = new TrainProgress(node);
+  const widget = node.addDOMWidget("progress", "lumina2_progress", progress.panel.element, {
+    serialize: false,
+    hideOnZoom: false,
+    getMinHeight: () => HEIGHT,
+  });
+  // options.serialize keeps the widget out of the prompt, this one keeps it out of the saved widget values.
+  widget.serialize = false;
+  widgets.add(progress);
+  const onRemoved = node.onRemoved;
+  node.onRemoved = function (...args) {
+    widgets.delete(progress);
+    return onRemoved?.apply(this, args);
+  };
+  node.setSize([Math.max(node.size[0], NODE_WIDTH), node.computeSize()[1]]);
+}
+
+function restoreAll() {
+  for (const progress of widgets) progress.restore();
+}
+
+app.registerExtension({
+  name: "Lumina2Trainer.TrainProgress",
+  setup() {
+    addStyles();
+    for (const kind of EVENT_KINDS) {
+      api.addEventListener(`lumina2_trainer.${kind}`, ({ detail }) => {
+        for (const progress of widgets) progress.take(kind, detail);
+      });
+    }
+    // The server tells of an interruption by its own event; the run's state says what was kept.
+    api.addEventListener("execution_interrupted", restoreAll);
+    api.addEventListener("reconnected", restoreAll);
+  },
+  nodeCreated(node) {
+    if (NODE_TYPES.includes(node.comfyClass)) attach(node);
+  },
+  afterConfigureGraph() {
+    restoreAll();
+  },
+});
