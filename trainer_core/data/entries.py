@@ -83,6 +83,7 @@ def read_entry(path: Path, remedy: str) -> Tensor:
     """
     try:
         with safe_open(path, "pt") as file:
-            return file.get_tensor(TENSOR).float()
+            # A copy, for safetensors maps the file: a mapped one may not be replaced on Windows, or shrink anywhere.
+            return file.get_tensor(TENSOR).to(torch.float32, copy=True)
     except (SafetensorError, OSError) as error:
         raise TrainerError(f"cache entry {path} is missing or damaged ({error}): {remedy}") from error

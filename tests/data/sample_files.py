@@ -1,0 +1,111 @@
+"""Small datasets on disk, and encoders that count what they are asked."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from lumina2_trainer.trainer_core.context import StepContext
+from lumina2_trainer.trainer_core.data.folder import Dataset, DatasetFolderSettings, open_dataset
+from lumina2_trainer.trainer_core.events import Event
+from PIL import Image
+from torch import Tensor
+
+
+def make_context(tmp_path: Path, **changes: Any) -> StepContext:
+    """A context whose only root is `input`, which is made."""
+    (tmp_path / "input").mkdir(exist_ok=True)
+    settings = {
+        "output_dir": tmp_path / "output",
+        "loras_dir": tmp_path / "loras",
+        "device": torch.device("cpu"),
+        "roots": (tmp_path / "input",),
+    }
+    return StepContext(**{**settings, **changes})
+
+
+def noise_picture(width: int, height: int, seed: int = 0) -> Image.Image:
+    """A picture like no other."""
+    pixels = np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
+    return Image.fromarray(pixels)
+
+
+def write_pictures(folder: Path, sizes: dict[str, tuple[int, int]]) -> None:
+    """Pictures with a caption file beside each."""
+    for seed, (name, (width, height)) in enumerate(sizes.items()):
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        noise_picture(width, height, seed).save(path)
+        path.with_suffix(".txt").write_text(f"caption of {path.stem}", encoding="utf-8")
+
+
+def open_folder(context: StepContext, folder: str = "set", **settings: Any) -> Dataset:
+    """A dataset of one folder at a small resolution."""
+    return open_dataset(DatasetFolderSettings(folder=folder, **{"resolution": 64, **settings}), context=context)
+
+
+@dataclass
+class FakeVAE:
+    """Averages blocks of 8 x 8 pixels; remembers how many pictures each call brought."""
+
+    batches: list[tuple[int, ...]] = field(default_factory=list)
+    num_loads: int = 0
+    after_batch: Callable[[], None] = lambda: None
+
+    def load(self) -> Callable[[Tensor], Tensor]:
+        self.num_loads += 1
+        return self.encode
+
+    def encode(self, pixels_B3HW: Tensor) -> Tensor:
+        assert pixels_B3HW.abs().max() <= 1
+        self.batches.append(tuple(pixels_B3HW.shape))
+        latents_B1HW = torch.nn.functional.avg_pool2d(pixels_B3HW, 8).mean(1, keepdim=True)
+        self.after_batch()
+        return latents_B1HW.expand(-1, 16, -1, -1)
+
+    @property
+    def num_encoded(self) -> int:
+        """Pictures of all batches."""
+        return sum(shape[0] for shape in self.batches)
+
+
+@dataclass
+class FakeTextEncoder:
+    """As many rows as a prompt has words, all different; remembers the prompts."""
+
+    prompts: list[str] = field(default_factory=list)
+    num_loads: int = 0
+    after_batch: Callable[[], None] = lambda: None
+
+    def load(self) -> FakeTextEncoder:
+        self.num_loads += 1
+        return self
+
+    def encode(self, prompts: Sequence[str]) -> list[Tensor]:
+        self.prompts += prompts
+        self.after_batch()
+        return [fake_embeds(prompt) for prompt in prompts]
+
+    def describe_differences(self, prompts: Sequence[str]) -> list[str]:
+        return [f"{prompt!r} has a weight" for prompt in prompts if "(" in prompt]
+
+
+def fake_embeds(prompt: str) -> Tensor:
+    """[words + 1, 8] of a prompt."""
+    seed = int.from_bytes(hashlib.sha256(prompt.encode()).digest()[:4], "big")
+    return torch.randn(len(prompt.split()) + 1, 8, generator=torch.Generator().manual_seed(seed))
+
+
+@dataclass
+class Listener:
+    """Keeps the events of a step."""
+
+    events: list[Event] = field(default_factory=list)
+
+    def __call__(self, event: Event) -> None:
+        self.events.append(event)
