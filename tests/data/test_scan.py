@@ -54,7 +54,7 @@ def test_every_file_is_used_or_reported(folder: Path, context: StepContext) -> N
     assert used == {"1/a.png": ("192 x 64", 3), "1/b.jpg": ("128 x 128", 3), "1/sub/c.webp": ("128 x 128", 3)}
     assert [skipped.name for skipped in scanned.skipped] == ["1/empty.bmp", "1/text.jpg", "1/truncated.png"]
     report = write_report(scanned)
-    assert report.startswith("3 pictures used, 9 samples in one pass, 3 files left out")
+    assert report.startswith("Pictures used: 3, samples in one pass: 9, left out: 3")
     for line in (
         "  128 x 128: 2",
         "  192 x 64: 1",

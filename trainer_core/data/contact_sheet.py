@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import TrainerError
 from ..files import write_bytes_atomically
+from .fonts import Font, choose_font, list_fonts
 from .images import UnreadablePicture, decode_picture, fit_to_bucket
 from .picture_index import read_content
 from .scan import Picture, ScannedDataset
@@ -30,8 +31,6 @@ CAPTION_LINES = 4
 TILE_WIDTH = THUMBNAIL + 2 * MARGIN
 TILE_HEIGHT = THUMBNAIL + (1 + CAPTION_LINES) * LINE_HEIGHT + 3 * MARGIN
 BACKGROUND, INK, FAINT_INK, WARNING_INK = "#ffffff", "#202020", "#707070", "#b00020"
-
-Font = ImageFont.FreeTypeFont | ImageFont.ImageFont
 
 
 def draw_contact_sheet(scanned: ScannedDataset, folder: Path) -> Path:
@@ -63,7 +62,7 @@ def _draw(pictures: Sequence[Picture], num_pictures: int) -> Image.Image:
     header = 2 * MARGIN + LINE_HEIGHT
     sheet = Image.new("RGB", (columns * TILE_WIDTH, header + rows * TILE_HEIGHT), BACKGROUND)
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(FONT_SIZE)
+    font = list_fonts(FONT_SIZE)[0]
     shown = "" if len(pictures) == num_pictures else f"{len(pictures)} of "
     draw.text((MARGIN, MARGIN), f"{shown}{num_pictures} pictures", fill=INK, font=font)
     for index, picture in enumerate(pictures):
@@ -83,6 +82,8 @@ def _draw_tile(
     draw.text((left, line_y), f"{picture.bucket}{repeats}", fill=FAINT_INK, font=font)
     caption = picture.caption.text or f"NO CAPTION: {picture.caption.problem}"
     ink = WARNING_INK if picture.caption.problem else INK
+    caption = _clean(caption)
+    font = choose_font(caption, list_fonts(FONT_SIZE))
     for line in wrap_text(caption, font, THUMBNAIL, CAPTION_LINES):
         line_y += LINE_HEIGHT
         draw.text((left, line_y), line, fill=ink, font=font)
@@ -102,10 +103,12 @@ def _load_thumbnail(picture: Picture) -> Image.Image:
 def wrap_text(text: str, font: Font, width: int, num_lines: int) -> list[str]:
     """Break text into lines of at most `width` pixels; what does not fit ends in "...".
 
-    Words are kept together where they fit; scripts without spaces are broken between characters. The font is Pillow's
-    own, so that every machine draws alike; letters it lacks come out as boxes.
+    Words are kept together where they fit; scripts without spaces are broken between characters. Letters that the font
+    lacks come out as boxes.
     """
-    words = _drawable(text, font).split()
+    if not isinstance(font, ImageFont.FreeTypeFont):
+        text = text.encode("latin-1", "replace").decode("latin-1")  # the bitmap font refuses anything else
+    words = text.split()
     lines: list[str] = []
     line = ""
     for word in words:
@@ -138,7 +141,6 @@ def _count_fitting(word: str, font: Font, width: int) -> int:
     return count
 
 
-def _drawable(text: str, font: Font) -> str:
-    """Without control characters; in Latin-1 alone where Pillow lacks FreeType and has only a bitmap font."""
-    text = "".join(" " if unicodedata.category(letter) in ("Cc", "Cs") else letter for letter in text[:2000])
-    return text if isinstance(font, ImageFont.FreeTypeFont) else text.encode("latin-1", "replace").decode("latin-1")
+def _clean(text: str) -> str:
+    """The beginning of a text, without control characters."""
+    return "".join(" " if unicodedata.category(letter) in ("Cc", "Cs") else letter for letter in text[:2000])

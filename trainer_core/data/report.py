@@ -21,7 +21,7 @@ def write_report(scanned: ScannedDataset) -> str:
     """Counts, buckets and everything a person may want to put right."""
     pictures = scanned.pictures
     num_samples = sum(picture.repeats for picture in pictures)
-    head = f"{len(pictures)} pictures used, {num_samples} samples in one pass, {len(scanned.skipped)} files left out"
+    head = f"Pictures used: {len(pictures)}, samples in one pass: {num_samples}, left out: {len(scanned.skipped)}"
     sections = [
         [head, *(_describe_folder(folder) for folder in scanned.folders)],
         _describe_buckets(pictures),
