@@ -75,6 +75,16 @@ def test_every_layout_gives_the_same_embeddings(layout: str, split_path: Path, t
         torch.testing.assert_close(actual, expected, rtol=0, atol=0)
 
 
+def test_bf16_weights_are_computed_with_in_float32(tmp_path: Path) -> None:
+    rounded = {n: t.bfloat16() if t.is_floating_point() else t for n, t in split_state("text_encoder").items()}
+    path = write_split(tmp_path, "text_encoder", rounded)
+    stored = load_text_encoder(path, device=CPU, dtype=torch.bfloat16, text_attention="comfyui")
+    assert {p.dtype for p in stored.model.parameters()} == {torch.bfloat16}
+    for actual, expected in zip(stored.encode(SENTENCES), load(path).encode(SENTENCES), strict=True):
+        assert actual.dtype == torch.float32
+        assert relative_error(actual, expected) <= 1e-6
+
+
 def test_empty_prompt_is_the_first_token_alone(split_path: Path) -> None:
     assert load(split_path).encode([""])[0].shape == (1, GEMMA_WIDTH)
 

@@ -7,7 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
 
 from ..errors import TrainerError
 from .module_weights import fill_parameters
@@ -21,6 +22,13 @@ if TYPE_CHECKING:
 
 ATTENTION_SOFTCAPS: dict[str, float | None] = {"comfyui": None, "original": 50.0}
 """tanh cap of the attention logits by text_attention: ComfyUI has none, Gemma2 was trained with 50."""
+
+
+class UpcastLinear(nn.Linear):
+    """Computes in its input's precision, whatever its weight is stored as."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, self.weight.to(x.dtype))
 
 
 class TextEncoder:
@@ -40,6 +48,8 @@ class TextEncoder:
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
         """Gemma2's hidden_states[-2] of each prompt, encoded together.
 
+        The computation is float32 even where the weights are not, as in ComfyUI.
+
         Args:
             prompts: With their system prompt; see `prompts.build_prompt`.
 
@@ -51,7 +61,10 @@ class TextEncoder:
         longest = max(len(row) for row in ids)
         # Attention is causal, so padding on the right changes no token before it and needs no mask.
         padded = torch.tensor([row + [0] * (longest - len(row)) for row in ids], device=self.device)
-        hidden_states = self.model(input_ids=padded, use_cache=False).last_hidden_state
+        embeds = F.embedding(padded, self.model.embed_tokens.weight).float()
+        if hasattr(self.model.embed_tokens, "embed_scale"):  # transformers 5; older ones scale inside the model
+            embeds = embeds * embeds.shape[-1] ** 0.5
+        hidden_states = self.model(inputs_embeds=embeds, use_cache=False).last_hidden_state
         return [hidden[: len(row)].float() for hidden, row in zip(hidden_states, ids, strict=True)]
 
     def count_tokens(self, prompt: str) -> int:
@@ -88,7 +101,7 @@ def load_text_encoder(path: Path, *, device: torch.device, dtype: torch.dtype, t
     Args:
         path: All-in-one or text encoder `.safetensors`, or a diffusers folder.
         device: Where the weights go, one by one.
-        dtype: What they are stored as there, and what it computes in.
+        dtype: What they are stored as there.
         text_attention: Key of ATTENTION_SOFTCAPS.
 
     Raises:
@@ -138,5 +151,9 @@ def _build_without_last_layer(files: TextFiles, text_attention: str) -> Gemma2Mo
     )
     with init_empty_weights(include_buffers=False):
         model = Gemma2Model(config)
-    model.norm = torch.nn.Identity()
+        for name, linear in [(n, m) for n, m in model.named_modules() if isinstance(m, nn.Linear)]:
+            owner, _, attribute = name.rpartition(".")
+            upcast = UpcastLinear(linear.in_features, linear.out_features, bias=False)
+            setattr(model.get_submodule(owner), attribute, upcast)
+    model.norm = nn.Identity()
     return model
