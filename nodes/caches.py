@@ -23,7 +23,7 @@ class CacheLatents(io.ComfyNode):
             node_id="Lumina2CacheLatents",
             display_name="Cache Latents (Lumina2)",
             category="Lumina2 Trainer",
-            description="Encodes every picture with the VAE, once. Unchanged pictures are reused; an interrupted run goes on.",
+            description="Encodes every picture with the VAE, once. Unchanged pictures are reused.",
             inputs=[
                 sockets.Lumina2Model.Input("model", tooltip="From Load Lumina2; its VAE is used."),
                 sockets.Dataset.Input("dataset", tooltip="From Dataset Folder."),

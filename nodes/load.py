@@ -21,7 +21,7 @@ class LoadLumina2(io.ComfyNode):
             node_id="Lumina2Load",
             display_name="Load Lumina2",
             category="Lumina2 Trainer",
-            description="Finds and checks a Lumina2 model for training. No weights are read yet, so it takes no memory.",
+            description="Finds and checks a Lumina2 model for training. It takes no memory: weights are read later.",
             inputs=build_widgets(LoadSettings, choices=host.list_model_choices()),
             outputs=[
                 sockets.Lumina2Model.Output(

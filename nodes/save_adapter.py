@@ -21,7 +21,7 @@ class SaveAdapter(io.ComfyNode):
             node_id="Lumina2SaveAdapter",
             display_name="Save Adapter (Lumina2)",
             category="Lumina2 Trainer",
-            description="Writes the adapter to ComfyUI's LoRA folder under a new name. Press R to see it in the loaders.",
+            description="Writes the adapter to ComfyUI's LoRA folder under a new name. Press R to see it in loaders.",
             inputs=[
                 sockets.Adapter.Input("adapter", tooltip="From Train LoRA."),
                 *build_widgets(steps.SaveAdapterSettings),

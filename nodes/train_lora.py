@@ -26,8 +26,8 @@ class TrainLoRA(io.ComfyNode):
             display_name="Train LoRA (Lumina2)",
             category="Lumina2 Trainer",
             description=(
-                "Trains a LoRA and shows loss and validation pictures while it runs. Cancel keeps the work: queueing the"
-                " same job again resumes it, and a finished job returns at once."
+                "Trains a LoRA and shows loss and validation pictures while it runs. Cancel keeps the work: queueing"
+                " the same job again resumes it, and a finished job returns at once."
             ),
             inputs=[
                 sockets.Lumina2Model.Input("model", tooltip="From Load Lumina2."),

@@ -7,6 +7,9 @@ from pathlib import Path
 import pytest
 
 from .checkouts import Host, find_checkouts, open_host, read_version
+from .server import server
+
+__all__ = ["server"]
 
 NO_HOST = "no ComfyUI found: set COMFYUI_PATH to a checkout (looked in ~/comfy/ComfyUI* too)"
 

@@ -17,9 +17,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import pytest
 import websocket
 
 from .checkouts import PACK_DIR, Host
+from .prompts import write_tiny_files
 
 PACK_FOLDER = "lumina2-trainer"
 SECONDS_TO_START = 180.0
@@ -59,7 +61,7 @@ class HostServer:
         request = urllib.request.Request(self.url + path, data=data, headers=headers, method=method)
         try:
             with urllib.request.urlopen(request, timeout=60) as response:
-                status, text = response.status, response.read().decode()
+                status, text = response.status, response.read().decode(errors="replace")
         except urllib.error.HTTPError as error:
             status, text = error.code, error.read().decode()
         try:
@@ -200,3 +202,12 @@ def _end(process: subprocess.Popen) -> None:
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, signal.SIGKILL)
             process.wait(timeout=15)
+
+
+@pytest.fixture(scope="session")
+def server(host: Host, tmp_path_factory: pytest.TempPathFactory) -> Iterator[HostServer]:
+    """A running server with a tiny model and a tiny dataset, shared by the tests of one folder."""
+    base_dir = tmp_path_factory.mktemp("comfyui")
+    write_tiny_files(base_dir)
+    with start_server(host, base_dir) as running:
+        yield running
