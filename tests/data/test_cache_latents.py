@@ -1,6 +1,9 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -304,3 +307,37 @@ def test_deleted_caches_say_what_to_do(dataset: Dataset, context: StepContext) -
     Path(cache.index_path).unlink()
     with pytest.raises(TrainerError, match=r"missing or damaged.*queue Cache Latents again"):
         read_latent_index(cache)
+
+
+SLOW_ENCODER = """
+import sys, time
+from pathlib import Path
+from sample_files import FakeVAE, make_context, open_folder
+from lumina2_trainer.trainer_core.data.cache_latents import fill_latent_cache
+import torch
+
+context = make_context(Path(sys.argv[1]))
+fill_latent_cache(
+    open_folder(context, resolution=128),
+    load_encoder=FakeVAE(after_batch=lambda: time.sleep(0.2)).load,
+    encoder_fingerprint="vae 1", dtype=torch.float32, batch_size=1, context=context,
+)
+"""
+
+
+def test_a_killed_process_loses_only_what_it_was_at(dataset: Dataset, context: StepContext, tmp_path: Path) -> None:
+    script = tmp_path / "slow.py"
+    script.write_text(SLOW_ENCODER)
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parent)}
+    process = subprocess.Popen([sys.executable, str(script), str(tmp_path)], env=environment)
+    entries = context.cache_dir / "latents"
+    deadline = time.monotonic() + 60
+    while len(list(entries.glob("*.safetensors"))) < 2 and time.monotonic() < deadline:
+        time.sleep(0.02)
+    process.kill()
+    process.wait()
+    num_kept = len(list(entries.glob("*.safetensors")))
+    assert 2 <= num_kept < 5
+    rest = FakeVAE()
+    assert len(read_latent_index(fill(dataset, context, rest)).samples) == 5
+    assert rest.num_encoded == 5 - num_kept

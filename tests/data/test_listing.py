@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 from lumina2_trainer.trainer_core.context import StepContext
-from lumina2_trainer.trainer_core.data.folder import DatasetFolderSettings
 from lumina2_trainer.trainer_core.data.listing import (
     FolderListing,
     fingerprint_dataset_folder,
@@ -116,17 +115,18 @@ def test_pipes_and_odd_names_are_refused_without_hanging(tmp_path: Path, context
 def test_fingerprint_changes_with_the_files(tmp_path: Path, context: StepContext) -> None:
     folder = tmp_path / "input" / "set"
     write_pictures(folder, {"a.png": (8, 8), "b.png": (8, 8)})
-    settings = DatasetFolderSettings(folder="set", resolution=64)
-    seen = [fingerprint_dataset_folder(settings, context)]
-    assert fingerprint_dataset_folder(settings, context) == seen[0]
+    seen = [fingerprint_dataset_folder("set", context)]
+    assert fingerprint_dataset_folder("set", context) == seen[0]
     (folder / "a.txt").write_text("another caption")
-    seen.append(fingerprint_dataset_folder(settings, context))
+    seen.append(fingerprint_dataset_folder("set", context))
     (folder / "b.txt").unlink()
-    seen.append(fingerprint_dataset_folder(settings, context))
-    (folder / "b.png").unlink()
-    seen.append(fingerprint_dataset_folder(settings, context))
+    seen.append(fingerprint_dataset_folder("set", context))
+    (folder / "b.png").rename(folder / "c.png")
+    seen.append(fingerprint_dataset_folder("set", context))
+    (folder / "c.png").unlink()
+    seen.append(fingerprint_dataset_folder("set", context))
     assert len(set(seen)) == len(seen)
 
 
 def test_fingerprint_of_a_missing_folder_is_its_error(context: StepContext) -> None:
-    assert "does not exist" in fingerprint_dataset_folder(DatasetFolderSettings(folder="nowhere"), context)
+    assert "does not exist" in fingerprint_dataset_folder("nowhere", context)

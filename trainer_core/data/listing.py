@@ -76,13 +76,13 @@ def list_folder(folder: DatasetFolder, context: StepContext) -> FolderListing:
     return walk.found
 
 
-def fingerprint_dataset_folder(settings: DatasetFolderSettings, context: StepContext) -> str:
-    """Changes when a picture or caption is added, removed or rewritten; reads no file, so it is cheap.
+def fingerprint_dataset_folder(folder: str, context: StepContext) -> str:
+    """Changes when a picture or caption is added, removed, renamed or rewritten; reads no file, so it is cheap.
 
     A folder that cannot be opened gives the error's text, for the error itself belongs to the step.
     """
     try:
-        dataset = open_dataset(settings, context=context)
+        dataset = open_dataset(DatasetFolderSettings(folder=folder), context=context)
     except TrainerError as error:
         return str(error)
     listing = list_folder(dataset.folders[0], context)
