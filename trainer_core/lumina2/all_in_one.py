@@ -13,7 +13,7 @@ from ..files import write_safetensors_atomically
 from .checkpoint import ALL_IN_ONE_PREFIX, AXES_DIMS_KEY
 from .text_files import ALL_IN_ONE_TEXT_PREFIX, ALL_IN_ONE_TOKENIZER_NAME
 from .transformer import Lumina2Transformer
-from .vae import ALL_IN_ONE_PREFIX as ALL_IN_ONE_VAE_PREFIX
+from .vae import ALL_IN_ONE_VAE_PREFIX
 from .vae_names import to_ldm_state_dict
 
 

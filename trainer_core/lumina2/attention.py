@@ -14,7 +14,7 @@ from torch import Tensor
 try:
     from torch.nn.attention.varlen import varlen_attn
 except ImportError:  # torch < 2.10: the padded path serves every device
-    varlen_attn = None
+    varlen_attn = None  # type: ignore[assignment]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -68,7 +68,7 @@ def attend(query_SHE: Tensor, key_SKE: Tensor, value_SKE: Tensor, segments: Segm
         return _attend_equal(query_SHE, key_SKE, value_SKE, len(segments.lengths))
     if varlen_attn is not None and query_SHE.is_cuda and query_SHE.dtype in (torch.bfloat16, torch.float16):
         groups = query_SHE.shape[1] // key_SKE.shape[1]
-        return varlen_attn(
+        out_SHE = varlen_attn(
             query_SHE,
             key_SKE.repeat_interleave(groups, 1),
             value_SKE.repeat_interleave(groups, 1),
@@ -77,6 +77,8 @@ def attend(query_SHE: Tensor, key_SKE: Tensor, value_SKE: Tensor, segments: Segm
             max(segments.lengths),
             max(segments.lengths),
         )
+        assert isinstance(out_SHE, Tensor), "nothing but the output was asked for"
+        return out_SHE
     return _attend_padded(query_SHE, key_SKE, value_SKE, segments)
 
 

@@ -8,8 +8,9 @@ from ..context import DEMO_DIR, StepContext
 from ..errors import TrainerError
 from .checkpoint import fingerprint_files, read_config
 from .model_files import LoadSettings, Lumina2Model
-from .text_files import find_text_files
-from .vae import check_vae
+from .text_files import ALL_IN_ONE_TEXT_PREFIX, find_text_files
+from .vae import ALL_IN_ONE_VAE_PREFIX, check_vae
+from .weight_files import read_weights
 
 DEMO_BASE = "demo"
 DEMO_MODEL_PATH = DEMO_DIR / "lumina2-demo.safetensors"
@@ -35,6 +36,8 @@ def find_model_files(settings: LoadSettings, *, context: StepContext) -> Lumina2
     text_encoder_path = _find_part(settings.text_encoder, base_path, TEXT_ENCODER_KINDS, "text_encoder", context)
     vae_path = _find_part(settings.vae, base_path, VAE_KINDS, "vae", context)
     config = read_config(base_path)
+    if base_path.is_file():
+        _refuse_missing_parts(base_path, settings)
     sizes = find_text_files(text_encoder_path).sizes
     check_vae(vae_path)
     if sizes.hidden_size != config.cap_feat_dim:
@@ -59,6 +62,17 @@ def _find_base(name: str, context: StepContext) -> Path:
     if not DEMO_MODEL_PATH.is_file():
         raise TrainerError(f"base {name!r} is not part of this copy: {DEMO_MODEL_PATH} is missing; install it again")
     return DEMO_MODEL_PATH
+
+
+def _refuse_missing_parts(base_path: Path, settings: LoadSettings) -> None:
+    names = read_weights(base_path).tensors
+    parts = {
+        "text_encoder": ("text encoder", ALL_IN_ONE_TEXT_PREFIX, settings.text_encoder),
+        "vae": ("VAE", ALL_IN_ONE_VAE_PREFIX, settings.vae),
+    }
+    for setting, (part, prefix, choice) in parts.items():
+        if choice == FROM_BASE and not any(name.startswith(prefix) for name in names):
+            raise TrainerError(f"base {base_path.name} holds no {part}: choose one in {setting}")
 
 
 def _find_part(name: str, base_path: Path, kinds: tuple[str, ...], what: str, context: StepContext) -> Path:

@@ -5,8 +5,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
+from io import BufferedReader
 from pathlib import Path
-from typing import IO
 
 import torch
 from torch import Tensor, nn
@@ -91,7 +91,7 @@ def fill_parameters(module: nn.Module, plan: Plan, *, device: torch.device, dtyp
 
 
 def read_weight(
-    entry: TensorEntry, files: Mapping[Path, IO[bytes]], device: torch.device, dtype: torch.dtype
+    entry: TensorEntry, files: Mapping[Path, BufferedReader], device: torch.device, dtype: torch.dtype
 ) -> Tensor:
     stored = read_tensor(entry, files[entry.path]).to(device)
     if entry.scale is None:

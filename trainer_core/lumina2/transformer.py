@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -147,7 +148,7 @@ class TimestepEmbedder(nn.Module):
         exponent = torch.arange(half, dtype=torch.float32, device=timesteps_B.device) / half
         angle = timesteps_B[:, None].float() * torch.exp(-math.log(10000) * exponent)
         features = torch.cat([angle.cos(), angle.sin()], -1)
-        return self.mlp(features.to(self.mlp[0].weight.dtype))
+        return self.mlp(features.to(cast(Tensor, self.mlp[0].weight).dtype))
 
 
 class FinalLayer(nn.Module):

@@ -19,7 +19,7 @@ from .weight_files import TensorEntry, read_folder_weights, read_weights
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
-ALL_IN_ONE_PREFIX = "vae."
+ALL_IN_ONE_VAE_PREFIX = "vae."
 LATENT_CHANNELS = 16
 VAE_SCALE = 2 ** (NUM_LEVELS - 1)
 """Pixels a latent, in each direction."""
@@ -106,7 +106,7 @@ def _read_entries(path: Path) -> Mapping[str, TensorEntry]:
             raise TrainerError(f"vae {path.name} is a folder without vae/: choose a diffusers model folder")
         return read_folder_weights(path / "vae").tensors
     weights = read_weights(path)
-    inner = weights.select(ALL_IN_ONE_PREFIX)
+    inner = weights.select(ALL_IN_ONE_VAE_PREFIX)
     return (inner if inner.tensors else weights).tensors
 
 

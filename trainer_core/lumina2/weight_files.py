@@ -11,8 +11,9 @@ import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
+from io import BufferedReader
 from pathlib import Path
-from typing import IO, Any
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -111,11 +112,11 @@ def read_folder_weights(folder: Path) -> Weights:
     return Weights(path=folder, tensors=tensors, metadata={})
 
 
-def read_tensor(entry: TensorEntry, file: IO[bytes]) -> Tensor:
+def read_tensor(entry: TensorEntry, file: BufferedReader) -> Tensor:
     """Read one tensor as it is stored, to the host's memory."""
     data = torch.empty(entry.num_bytes, dtype=torch.uint8)
     file.seek(entry.start)
-    num_read = file.readinto(memoryview(data.numpy())) if entry.num_bytes else 0  # type: ignore[attr-defined]
+    num_read = file.readinto(data.numpy().data) if entry.num_bytes else 0
     assert num_read == entry.num_bytes, f"{entry.path} changed while it was read"
     return data.view(DTYPES[entry.dtype]).reshape(entry.shape)
 
