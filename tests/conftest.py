@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 SUITES = ("host", "browser")
 
 
@@ -17,3 +19,17 @@ def pytest_terminal_summary(terminalreporter: Any) -> None:
         if any(counts.values()):
             num_ran = counts["passed"] + counts["failed"] + counts["error"]
             terminalreporter.write_line(f"{suite} tests: {num_ran} ran, {counts['skipped']} skipped")
+
+
+@pytest.fixture(scope="session")
+def setup(tmp_path_factory: pytest.TempPathFactory) -> Any:
+    """A tiny base and dataset with filled caches; runs go to a folder that tests must not share."""
+    from .training_setup import make_setup
+
+    return make_setup(tmp_path_factory.mktemp("setup"))
+
+
+@pytest.fixture
+def fresh(setup: Any, tmp_path: Any) -> Any:
+    """The same with an output folder of its own."""
+    return setup.moved_to(tmp_path / "output")

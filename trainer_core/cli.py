@@ -37,9 +37,15 @@ def _make_parser() -> argparse.ArgumentParser:
     run = commands.add_parser("run", help="run a workflow file saved in ComfyUI (canvas or API format)")
     run.add_argument("workflow", type=Path, metavar="WORKFLOW.json")
     run.add_argument(
-        "--set", action="append", default=[], metavar="NODE.INPUT=VALUE", help="replace a widget's value; NODE is an id or a type"
+        "--set",
+        action="append",
+        default=[],
+        metavar="NODE.INPUT=VALUE",
+        help="replace a widget's value; NODE is an id or a type",
     )
-    run.add_argument("--root", action="append", default=[], type=Path, metavar="DIR", help="folder that datasets may lie in")
+    run.add_argument(
+        "--root", action="append", default=[], type=Path, metavar="DIR", help="folder that datasets may lie in"
+    )
     run.add_argument("--models", action="append", default=[], type=Path, metavar="DIR", help="a ComfyUI models folder")
     _add_common(run, _run_workflow)
 

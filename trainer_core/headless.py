@@ -42,7 +42,9 @@ def make_context(
         TrainerError: The device is unknown or not there.
     """
     typed = [Path(value).expanduser().absolute() for value in trusted if Path(value).expanduser().exists()]
-    model_dirs = {kind: (*(folder / kind for folder in models), *(path.parent for path in typed)) for kind in MODEL_KINDS}
+    model_dirs = {
+        kind: (*(folder / kind for folder in models), *(path.parent for path in typed)) for kind in MODEL_KINDS
+    }
     return StepContext(
         output_dir=output_dir.absolute(),
         loras_dir=output_dir.absolute() / "loras",

@@ -15,7 +15,7 @@ from .training.optimizers import OPTIMIZERS
 from .training.settings import CheckpointSettings, OptimizerSettings
 from .validation.settings import ValidationSettings
 
-RESERVED_RUN_NAMES = frozenset({"cache", "diffusers"})
+RESERVED_RUN_NAMES = frozenset({"cache", "diffusers", "validations"})
 """Folders beside the runs that hold something else."""
 
 
@@ -27,18 +27,19 @@ class TrainLoRASettings:
     """Optimizer steps of the run."""
     batch_size: int = setting(1, minimum=1, maximum=4096)
     """Pictures a batch. Pictures of different shape share a batch."""
-    learning_rate: float = setting(1e-4, minimum=0.0, maximum=1.0, step=1e-5)
+    learning_rate: float = setting(1e-4, minimum=0.0, maximum=1.0, step=1e-7)
     """Learning rate after warm-up. 1e-4 suits most LoRAs; halve it if the result looks burnt."""
     rank: int = setting(16, minimum=1, maximum=512)
     """Size of the adapter: 8 to 32 for a subject or style, more for much new material."""
-    alpha: float = setting(16.0, minimum=0.001, maximum=4096.0, step=1.0)
+    alpha: float = setting(16.0, minimum=0.001, maximum=4096.0, step=0.1)
     """The adapter's output is scaled by alpha / rank; equal to rank is the plain choice."""
     optimizer: str = setting("adamw", choices=OPTIMIZERS)
     """The rule that turns gradients into updates."""
     seed: int = setting(42, minimum=0, maximum=2**63 - 1)
     """Decides the order of pictures and every random draw: the same seed gives the same run."""
     run_name: str = setting("my_lora")
-    """Name of the run's folder in output/lumina2_trainer. The same job under the same name resumes or returns what is finished."""
+    """Name of the run's folder in output/lumina2_trainer. The same job under the same name resumes or returns what is
+    finished."""
     caption_dropout: float = setting(0.1, minimum=0.0, maximum=1.0, step=0.05)
     """Share of samples trained with the empty caption, which guidance needs."""
     gradient_checkpointing: bool = setting(True)

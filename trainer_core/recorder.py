@@ -13,7 +13,8 @@ from torch import Tensor
 from .adapters.lora import export_lora
 from .adapters.metadata import AdapterFacts, adapter_metadata
 from .context import StepContext
-from .data.cache import EmbedIndex, TrainingSample, load_embeds
+from .data.cache import TrainingSample, load_embeds
+from .data.index import EmbedIndex
 from .events import Event
 from .files import write_safetensors_atomically
 from .job import TrainJob

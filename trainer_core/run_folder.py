@@ -124,4 +124,6 @@ def _fingerprint_of(path: Path) -> str | None:
     try:
         return json.loads(job_path.read_text(encoding="utf-8")).get("fingerprint")
     except json.JSONDecodeError as error:
-        raise TrainerError(f"{job_path} is damaged: delete the folder {path.name} or choose another run_name") from error
+        raise TrainerError(
+            f"{job_path} is damaged: delete the folder {path.name} or choose another run_name"
+        ) from error

@@ -6,19 +6,31 @@ Nodes and the headless runner call these and nothing else of the core.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
+
+import torch
 
 from .adapters.export import ADAPTER_DTYPES, ADAPTER_FORMATS, read_adapter, write_adapter
 from .adapters.lora import LoRASettings
 from .context import StepContext
 from .data.cache import EmbedCache, LatentCache
-from .data.folder import Dataset, DatasetFolderSettings
+from .data.cache_latents import PixelEncoder, fill_latent_cache
+from .data.contact_sheet import draw_contact_sheet
+from .data.folder import Dataset, DatasetFolderSettings, open_dataset
+from .data.report import write_report
+from .data.scan import scan_dataset
+from .encode_prompts import DEFAULT_BATCH_SIZE, encode_prompts
 from .job import Adapter, TrainJob, TrainLoRASettings
+from .lumina2.base_files import find_model_files
 from .lumina2.model_files import LoadSettings, Lumina2Model
-from .lumina2.prompts import SYSTEM_PROMPTS
+from .lumina2.precision import PRECISIONS
+from .lumina2.prompts import SYSTEM_PROMPTS, UNCONDITIONAL, resolve_system_prompt
 from .lumina2.timesteps import NoiseSettings
+from .lumina2.vae import encode_pixels, load_vae
 from .settings import check_settings, setting
 from .train import train
+from .training.memory import free_memory
 from .training.settings import CheckpointSettings, OptimizerSettings
 from .validate import draw_validation
 from .validation.settings import ValidateSettings, ValidationSettings
@@ -42,10 +54,11 @@ class CacheTextEmbedsSettings:
     """Widgets of Cache Text Embeds."""
 
     system_prompt: str = setting("superior", choices=(*SYSTEM_PROMPTS, "custom"))
-    """Text put before every caption; use the one your base model was trained with, and the same when you generate. "anime" suits Neta and NetaYume Lumina; "none" adds nothing."""
+    """Text put before every caption; use the one your base model was trained with, and the same when you generate.
+    "anime" suits Neta and NetaYume Lumina; "none" adds nothing."""
     custom_system_prompt: str = setting("", multiline=True)
     """The system prompt when system_prompt is "custom"."""
-    batch_size: int = setting(8, minimum=1, maximum=1024)
+    batch_size: int = setting(DEFAULT_BATCH_SIZE, minimum=1, maximum=1024)
     """Captions encoded at once."""
 
     def __post_init__(self) -> None:
@@ -59,7 +72,8 @@ class SaveAdapterSettings:
     name: str = setting("my_lora")
     """File name without ending; a number is added so that no file is ever overwritten."""
     format: str = setting("comfyui", choices=(*ADAPTER_FORMATS, BOTH_FORMATS))
-    """Naming of the weights: "comfyui" for ComfyUI and most tools, "diffusers" for Lumina2Pipeline, "both" writes two files."""
+    """Naming of the weights: "comfyui" for ComfyUI and most tools, "diffusers" for Lumina2Pipeline, "both" writes two
+    files."""
     dtype: str = setting("bf16", choices=ADAPTER_DTYPES)
     """Precision of the saved weights; bf16 halves the file without a visible difference."""
 
@@ -102,21 +116,39 @@ class ValidationResult:
 
 def load_lumina2(settings: LoadSettings, *, context: StepContext) -> Lumina2Model:
     """Find and check the model's files, without reading weights."""
-    raise NotImplementedError
+    return find_model_files(settings, context=context)
 
 
 def read_dataset_folder(
     settings: DatasetFolderSettings, *, dataset: Dataset | None = None, context: StepContext
 ) -> DatasetReport:
     """Read a folder and report on it; `dataset` is an earlier one to add to."""
-    raise NotImplementedError
+    whole = open_dataset(settings, earlier=dataset, context=context)
+    scanned = scan_dataset(whole, context)
+    sheet_path = draw_contact_sheet(scanned, context.cache_dir / "contact_sheets")
+    return DatasetReport(dataset=whole, text=write_report(scanned), contact_sheet_path=sheet_path)
 
 
 def cache_latents(
     settings: CacheLatentsSettings, *, model: Lumina2Model, dataset: Dataset, context: StepContext
 ) -> LatentCache:
     """Encode every picture that is not cached yet."""
-    raise NotImplementedError
+
+    def load_encoder() -> PixelEncoder:
+        # Always float32, as pictures are decoded: once a picture it costs little, and bfloat16 blurs every step after.
+        return partial(encode_pixels, load_vae(Path(model.vae_path), device=context.device, dtype=torch.float32))
+
+    try:
+        return fill_latent_cache(
+            dataset,
+            load_encoder=load_encoder,
+            encoder_fingerprint=model.fingerprint,
+            dtype=PRECISIONS[model.precision],
+            batch_size=settings.batch_size,
+            context=context,
+        )
+    finally:
+        free_memory(context.device)
 
 
 def cache_text_embeds(
@@ -128,7 +160,15 @@ def cache_text_embeds(
     context: StepContext,
 ) -> EmbedCache:
     """Encode every caption, the validation prompts and the unconditional prompt that are not cached yet."""
-    raise NotImplementedError
+    return encode_prompts(
+        model,
+        system_prompt=resolve_system_prompt(settings.system_prompt, settings.custom_system_prompt),
+        dataset=dataset,
+        validation_prompts=validation.prompt_list if validation else (),
+        negative_prompt=validation.negative_prompt if validation else UNCONDITIONAL,
+        batch_size=settings.batch_size,
+        context=context,
+    )
 
 
 def train_lora(

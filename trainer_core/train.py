@@ -11,7 +11,8 @@ from filelock import FileLock, Timeout
 from .adapters.lora import attach_lora
 from .context import StepContext
 from .data.batches import derive_seed
-from .data.cache import EmbedIndex, TrainingSample, join_samples, load_embeds, read_embed_index, read_latent_index
+from .data.cache import TrainingSample, join_samples, load_embeds, read_embed_index, read_latent_index
+from .data.index import EmbedIndex
 from .errors import StopTraining, TrainerError
 from .events import Event
 from .job import TrainJob

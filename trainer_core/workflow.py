@@ -76,7 +76,9 @@ def _read_api_format(content: Mapping[str, Any]) -> list[WorkflowNode]:
 
 
 def _is_link(value: Any) -> bool:
-    return isinstance(value, list) and len(value) == 2 and isinstance(value[0], (str, int)) and isinstance(value[1], int)
+    return (
+        isinstance(value, list) and len(value) == 2 and isinstance(value[0], (str, int)) and isinstance(value[1], int)
+    )
 
 
 def _read_canvas_format(content: Mapping[str, Any]) -> list[WorkflowNode]:

@@ -35,14 +35,17 @@ class LoRASettings:
     targets: str = setting("attention_mlp", choices=LORA_TARGETS)
     """Which layers are adapted. More layers learn more and make a larger file."""
     target_pattern: str = setting("")
-    """Regular expression over whole module names when targets is "pattern", such as `layers\\.\\d+\\.attention\\.(qkv|out)`."""
+    """Regular expression over whole module names when targets is "pattern", such as
+    `layers\\.\\d+\\.attention\\.(qkv|out)`."""
     dropout: float = setting(0.0, minimum=0.0, maximum=0.99, step=0.05)
     """Share of the adapter's inputs set to zero in training; a little can slow overfitting."""
 
     def __post_init__(self) -> None:
         check_settings(self)
         if self.targets == "pattern" and not self.target_pattern:
-            raise TrainerError('target_pattern is empty: targets is "pattern", so name the layers by a regular expression')
+            raise TrainerError(
+                'target_pattern is empty: targets is "pattern", so name the layers by a regular expression'
+            )
 
 
 def target_modules(transformer: nn.Module, settings: LoRASettings) -> list[str]:

@@ -1,7 +1,7 @@
 """Which samples make up each batch, and the random draws that go with each of them.
 
-Everything is a function of the seed and of a position in one endless stream of samples, so that nothing has to be stored
-to resume, and so that batches of 4 accumulated twice see the same samples and the same noise as batches of 8.
+Everything is a function of the seed and of a position in one endless stream of samples: nothing has to be stored
+to resume, and batches of 4 accumulated twice see the same samples and the same noise as batches of 8.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ def derive_seed(seed: int, *names: str | int) -> int:
 class SampleStream:
     """An endless stream: one shuffled pass over the data after another.
 
-    A pass holds every sample as often as its repeats say. Batches run on across passes, so that no sample is dropped and
+    A pass holds every sample as often as its repeats say. Batches run on across passes: no sample is dropped and
     no batch is short, however few pictures a bucket has.
     """
 

@@ -16,15 +16,18 @@ class LoadSettings:
     """Widgets of Load Lumina2."""
 
     base: str = setting("demo")
-    """The model to train: an all-in-one file, a transformer file, a diffusers folder, or "demo", the tiny model in this pack."""
+    """The model to train: an all-in-one file, a transformer file, a diffusers folder, or "demo", the tiny model in this
+    pack."""
     text_encoder: str = setting("from base")
     """The Gemma2 file. "from base" takes it from the all-in-one file or diffusers folder."""
     vae: str = setting("from base")
     """The VAE file. "from base" takes it from the all-in-one file or diffusers folder."""
     precision: str = setting("bf16", choices=PRECISIONS)
-    """Precision of the frozen base and of the computation. fp32 is exact and takes twice the memory; adapters are float32 always."""
+    """Precision of the frozen base and of the computation. fp32 is exact and takes twice the memory; adapters are
+    float32 always."""
     text_attention: str = setting("comfyui", choices=TEXT_ATTENTIONS)
-    """How Gemma2 computes attention: "comfyui" as ComfyUI does when you generate (no soft cap), "original" as diffusers and the original training code do."""
+    """How Gemma2 computes attention: "comfyui" as ComfyUI does when you generate (no soft cap), "original" as diffusers
+    and the original training code do."""
 
     def __post_init__(self) -> None:
         check_settings(self)

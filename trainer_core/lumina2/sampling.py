@@ -1,7 +1,7 @@
 """Drawing pictures: Euler over a shifted schedule with classifier-free guidance.
 
-Two schedules, each equal to what its program draws: ComfyUI's KSampler (euler, simple, plain guidance) and diffusers'
-Lumina2Pipeline (FlowMatchEuler, guidance with normalisation). sigma is the share of noise; the network takes t = 1 - sigma.
+Two schedules, each equal to what its program draws: KSampler of ComfyUI (euler, simple, plain guidance), and
+Lumina2Pipeline of diffusers (FlowMatchEuler, guidance with normalisation). sigma is the share of noise; t = 1 - sigma.
 """
 
 from __future__ import annotations

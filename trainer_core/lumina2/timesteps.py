@@ -60,8 +60,9 @@ class NoiseSettings:
     timestep_sampling: str = setting("logit_normal", choices=TIMESTEP_SAMPLERS)
     """Distribution of the noise level before the shift; "logit_normal" is what Lumina2 was trained with."""
     shift_mode: str = setting("auto", choices=SHIFT_MODES)
-    """"auto" shifts towards noise by the picture's size as Lumina2's own training did, "static" by the number below, "none" not at all."""
-    static_shift: float = setting(3.158, minimum=0.01, maximum=100.0, step=0.1)
+    """"auto" shifts towards noise by the picture's size as Lumina2's own training did, "static" by the number below,
+    "none" not at all."""
+    static_shift: float = setting(3.158, minimum=0.01, maximum=100.0, step=0.001)
     """The shift when shift_mode is "static". 6.0 belongs to sampling, not to training."""
 
     def __post_init__(self) -> None:

@@ -1,7 +1,7 @@
 """Writing, finding and reading checkpoints.
 
-A checkpoint is a folder that appears whole or not at all. Random draws and the position in the data follow from the seed
-and the step (data/batches.py), so the step is all that has to be stored of them.
+A checkpoint is a folder that appears whole or not at all. Random draws and the position in the data follow from seed
+and step (data/batches.py), so the step is all that has to be stored of them.
 """
 
 from __future__ import annotations
@@ -97,7 +97,9 @@ def load_checkpoint(folder: Path, parameters: Mapping[str, nn.Parameter], optimi
         tensors = load_file(folder / STATE_TENSORS)
         record = json.loads((folder / STATE_JSON).read_text(encoding="utf-8"))
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
-        raise TrainerError(f"checkpoint {folder.name} is damaged ({error}): delete it to resume from the one before") from error
+        raise TrainerError(
+            f"checkpoint {folder.name} is damaged ({error}): delete it to resume from the one before"
+        ) from error
     stored = {name.removeprefix("parameter/") for name in tensors if name.startswith("parameter/")}
     if stored != set(parameters):
         raise TrainerError(f"checkpoint {folder.name} belongs to another adapter: delete it or choose another run_name")
@@ -109,6 +111,8 @@ def load_checkpoint(folder: Path, parameters: Mapping[str, nn.Parameter], optimi
             state[index] = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
             state[index].update(record["state"].get(name, {}))
     groups = optimizer.state_dict()["param_groups"]
-    groups = [{**stored, "params": group["params"]} for stored, group in zip(record["param_groups"], groups, strict=True)]
+    groups = [
+        {**stored, "params": group["params"]} for stored, group in zip(record["param_groups"], groups, strict=True)
+    ]
     optimizer.load_state_dict({"state": {k: v for k, v in state.items() if v}, "param_groups": groups})
     return int(record["step"])

@@ -26,7 +26,7 @@ def adamw(
     )
 
 
-OPTIMIZERS: dict[
-    str, Callable[[Iterable[torch.nn.Parameter], float, "OptimizerSettings"], torch.optim.Optimizer]
-] = {"adamw": adamw}
+OPTIMIZERS: dict[str, Callable[[Iterable[torch.nn.Parameter], float, OptimizerSettings], torch.optim.Optimizer]] = {
+    "adamw": adamw
+}
 """Each takes parameters, learning rate and settings."""

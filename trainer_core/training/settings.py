@@ -13,7 +13,8 @@ class OptimizerSettings:
     """Widgets of Optimizer."""
 
     lr_schedule: str = setting("constant", choices=LR_SCHEDULES)
-    """How the learning rate moves after warm-up: "constant" keeps it, "cosine" lets it fall to zero at the last step."""
+    """How the learning rate moves after warm-up: "constant" keeps it, "cosine" lets it fall to zero at the last step.
+    """
     num_warmup_steps: int = setting(0, minimum=0, maximum=1000000)
     """Optimizer steps over which the learning rate rises from zero."""
     weight_decay: float = setting(0.01, minimum=0.0, maximum=10.0, step=0.001)

@@ -54,9 +54,7 @@ def held_out_loss(
         generator = torch.Generator("cpu").manual_seed(derive_seed(seed, "held-out", draw))
         timesteps_B = draw_timesteps(noise_settings, num_tokens, generator)
         noise = [torch.randn(x.shape, generator=generator) for x in latents]
-        batch = make_noisy_batch(
-            latents, noise, timesteps_B, prompt_embeds, transformer.config.axes_dims, device
-        )
+        batch = make_noisy_batch(latents, noise, timesteps_B, prompt_embeds, transformer.config.axes_dims, device)
         with computation(precision, device):
             means.append(flow_matching_loss(transformer, batch).mean())
     transformer.train(was_training)

@@ -31,9 +31,11 @@ class SamplerSettings:
     seed: int = setting(42, minimum=0, maximum=2**63 - 1)
     """Seed of the starting noise; the same seed in KSampler gives the same picture."""
     schedule: str = setting("comfyui", choices=SCHEDULES)
-    """"comfyui" draws what KSampler draws with euler, simple and plain guidance; "diffusers" what Lumina2Pipeline draws, with its schedule and guidance normalisation."""
+    """"comfyui" draws what KSampler draws with euler, simple and plain guidance; "diffusers" what Lumina2Pipeline
+    draws, with its schedule and guidance normalisation."""
     shift: float = setting(6.0, minimum=0.01, maximum=100.0, step=0.1)
     """Shift of the sampling schedule. Lumina2 was made for 6.0; this is not the shift of training."""
+
     def __post_init__(self) -> None:
         check_settings(self)
         for side in ("width", "height"):
@@ -61,6 +63,7 @@ class ValidateSettings(SamplerSettings):
     strength: float = setting(1.0, minimum=-10.0, maximum=10.0, step=0.05)
     """Strength of the adapter, as in ComfyUI's LoRA loaders."""
     system_prompt: str = setting(FROM_ADAPTER, choices=(FROM_ADAPTER, *SYSTEM_PROMPTS, "custom"))
-    """Text put before every prompt. "from adapter" is what the adapter was trained with; without an adapter it is "superior"."""
+    """Text put before every prompt. "from adapter" is what the adapter was trained with; without an adapter it is
+    "superior"."""
     custom_system_prompt: str = setting("", multiline=True)
     """The system prompt when system_prompt is "custom"."""

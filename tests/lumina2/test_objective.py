@@ -1,0 +1,56 @@
+"""The flow-matching objective: direction, target, and the loss of each sample."""
+
+import pytest
+import torch
+from lumina2_trainer.trainer_core.lumina2.objective import (
+    flow_matching_loss,
+    loss_by_timestep_bin,
+    make_noisy_batch,
+)
+from lumina2_trainer.trainer_core.lumina2.transformer import patchify, unpatchify
+
+from .tiny_models import TINY, tiny_transformer
+
+CPU = torch.device("cpu")
+
+
+def make_batch(timesteps):
+    generator = torch.Generator().manual_seed(0)
+    latents = [torch.randn(16, 6, 10, generator=generator), torch.randn(16, 8, 4, generator=generator)]
+    noise = [torch.randn(x.shape, generator=generator) for x in latents]
+    prompts = [torch.randn(n, TINY.cap_feat_dim, generator=generator) for n in (5, 3)]
+    batch = make_noisy_batch(latents, noise, torch.tensor(timesteps), prompts, TINY.axes_dims, CPU)
+    return latents, noise, prompts, batch
+
+
+def test_time_zero_is_noise_and_time_one_is_the_image():
+    latents, noise, _, batch = make_batch([0.0, 1.0])
+    torch.testing.assert_close(batch.noisy_TC[:15], patchify(noise[0]))
+    torch.testing.assert_close(batch.noisy_TC[15:], patchify(latents[1]))
+
+
+def test_target_points_from_noise_to_image():
+    latents, noise, _, batch = make_batch([0.25, 0.5])
+    torch.testing.assert_close(batch.target_TC[:15], patchify(latents[0] - noise[0]))
+    x_t = unpatchify(batch.noisy_TC[:15], 3, 5)
+    velocity = unpatchify(batch.target_TC[:15], 3, 5)
+    torch.testing.assert_close(x_t + 0.75 * velocity, latents[0])
+    torch.testing.assert_close(x_t - 0.25 * velocity, noise[0])
+
+
+def test_loss_of_each_sample_does_not_depend_on_the_others():
+    latents, noise, prompts, batch = make_batch([0.3, 0.8])
+    transformer = tiny_transformer(seed=1)
+    together = flow_matching_loss(transformer, batch)
+    assert together.shape == (2,)
+    for i, t in enumerate([0.3, 0.8]):
+        alone = make_noisy_batch(
+            latents[i : i + 1], noise[i : i + 1], torch.tensor([t]), prompts[i : i + 1], TINY.axes_dims, CPU
+        )
+        velocity = transformer(alone.noisy_TC, alone.timesteps_B, alone.prompt_embeds_L, alone.layout)
+        expected = (velocity - patchify(latents[i] - noise[i])).square().mean()
+        torch.testing.assert_close(together[i], expected, rtol=1e-5, atol=1e-6)
+
+
+def test_loss_by_bin_averages_within_each_bin():
+    assert loss_by_timestep_bin([1.0, 3.0, 5.0], [0.01, 0.04, 1.0]) == {0: 2.0, 19: pytest.approx(5.0)}

@@ -1,0 +1,75 @@
+"""Schedules and guidance against ComfyUI's rule by hand and against diffusers."""
+
+import pytest
+import torch
+from lumina2_trainer.trainer_core.lumina2.sampling import (
+    comfyui_sigmas,
+    diffusers_sigmas,
+    initial_noise,
+    normalised_guidance,
+    plain_guidance,
+    sample_latents,
+)
+
+from .diffusers_reference import diffusers_pipeline, diffusers_transformer
+from .tiny_models import TINY, tiny_transformer
+
+
+def test_comfyui_schedule_takes_every_nth_of_a_thousand():
+    sigmas = comfyui_sigmas(4, 6.0)
+    expected = [6 * t / (1 + 5 * t) for t in (1.0, 0.75, 0.5, 0.25)] + [0.0]
+    torch.testing.assert_close(sigmas, torch.tensor(expected))
+
+
+def test_diffusers_schedule_equals_its_scheduler():
+    from diffusers import FlowMatchEulerDiscreteScheduler
+
+    scheduler = FlowMatchEulerDiscreteScheduler(shift=6.0)
+    scheduler.set_timesteps(sigmas=[1 - i / 7 for i in range(7)])
+    torch.testing.assert_close(diffusers_sigmas(7, 6.0), scheduler.sigmas.float(), rtol=1e-6, atol=1e-6)
+
+
+def test_guidance_rules_by_hand():
+    positive, negative = torch.tensor([[[3.0, 4.0]]]), torch.tensor([[[3.0, 0.0]]])
+    torch.testing.assert_close(plain_guidance(positive, negative, 2.0), torch.tensor([[[3.0, 8.0]]]))
+    guided = normalised_guidance(positive, negative, 2.0)
+    torch.testing.assert_close(guided.norm(dim=-1), positive.norm(dim=-1))
+    torch.testing.assert_close(guided[0, 0, 1] / guided[0, 0, 0], torch.tensor(8 / 3))
+
+
+@pytest.mark.parametrize("guidance_scale", [1.0, 4.0])
+def test_diffusers_choice_draws_what_lumina2pipeline_draws(guidance_scale):
+    transformer = tiny_transformer(seed=2)
+    pipeline = diffusers_pipeline(diffusers_transformer(transformer))
+    generator = torch.Generator().manual_seed(1)
+    positive = torch.randn(5, TINY.cap_feat_dim, generator=generator)
+    negative = torch.randn(2, TINY.cap_feat_dim, generator=generator)
+    padded_negative = torch.cat([negative, torch.zeros(3, TINY.cap_feat_dim)])
+    expected = pipeline(
+        prompt_embeds=positive[None],
+        prompt_attention_mask=torch.ones(1, 5, dtype=torch.bool),
+        negative_prompt_embeds=padded_negative[None],
+        negative_prompt_attention_mask=torch.tensor([[1, 1, 0, 0, 0]], dtype=torch.bool),
+        guidance_scale=guidance_scale,
+        num_inference_steps=5,
+        height=48,
+        width=80,
+        generator=torch.Generator().manual_seed(9),
+        output_type="latent",
+    ).images[0]
+    ours = sample_latents(
+        transformer,
+        positive,
+        negative,
+        initial_noise(9, 16, 6, 10),
+        schedule="diffusers",
+        num_inference_steps=5,
+        guidance_scale=guidance_scale,
+        shift=6.0,
+    )
+    assert (ours - expected).abs().max() / expected.abs().max() < 1e-4
+
+
+def test_noise_is_that_of_a_seeded_cpu_generator():
+    expected = torch.randn(1, 16, 4, 6, generator=torch.Generator().manual_seed(7))[0]
+    assert torch.equal(initial_noise(7, 16, 4, 6), expected)

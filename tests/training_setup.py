@@ -1,0 +1,91 @@
+"""A tiny base, a small dataset and their caches, to train on in tests."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from lumina2_trainer.trainer_core import steps
+from lumina2_trainer.trainer_core.context import StepContext
+from lumina2_trainer.trainer_core.data.cache import EmbedCache, LatentCache
+from lumina2_trainer.trainer_core.data.folder import DatasetFolderSettings
+from lumina2_trainer.trainer_core.events import Event
+from lumina2_trainer.trainer_core.job import TrainLoRASettings
+from lumina2_trainer.trainer_core.lumina2.model_files import LoadSettings, Lumina2Model
+from lumina2_trainer.trainer_core.validation.settings import ValidationSettings
+from PIL import Image
+
+from .lumina2.tiny_files import write_all_in_one
+
+PROMPTS = ValidationSettings(
+    prompts="a red square\na blue square", width=64, height=96, num_inference_steps=2, every_num_steps=0
+)
+TRAIN = TrainLoRASettings(
+    steps=6, batch_size=2, learning_rate=1e-2, rank=2, alpha=3.0, run_name="run", gradient_checkpointing=False
+)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Everything a training step takes."""
+
+    model: Lumina2Model
+    latents: LatentCache
+    embeds: EmbedCache
+    context: StepContext
+
+    def train(self, settings: TrainLoRASettings = TRAIN, **sockets: object) -> steps.TrainResult:
+        """Run the step with this setup's sockets."""
+        return steps.train_lora(
+            settings, model=self.model, latents=self.latents, embeds=self.embeds, context=self.context, **sockets
+        )
+
+    def moved_to(self, output_dir: Path) -> Setup:
+        """The same caches, but runs go elsewhere."""
+        return replace(self, context=replace(self.context, output_dir=output_dir))
+
+    def with_stop(self, should_stop: Callable[[], bool]) -> Setup:
+        """Stops when asked."""
+        return replace(self, context=replace(self.context, should_stop=should_stop))
+
+    def with_events(self, events: list[Event]) -> Setup:
+        """Collects what is sent."""
+        return replace(self, context=replace(self.context, emit=events.append))
+
+
+def write_pictures(folder: Path) -> None:
+    """Five captioned pictures of different shape."""
+    folder.mkdir(parents=True)
+    colours = {"red": (220, 30, 30), "blue": (30, 60, 220), "green": (20, 180, 60), "grey": (128, 128, 128), "pink": (250, 150, 200)}
+    sizes = [(64, 64), (64, 64), (96, 48), (48, 96), (70, 64)]
+    for (name, colour), size in zip(colours.items(), sizes, strict=True):
+        Image.new("RGB", size, colour).save(folder / f"{name}.png")
+        (folder / f"{name}.txt").write_text(f"a {name} square")
+
+
+def make_setup(folder: Path) -> Setup:
+    """Write base and pictures, and fill both caches."""
+    models = folder / "checkpoints"
+    models.mkdir(parents=True)
+    write_all_in_one(models / "tiny.safetensors")
+    write_pictures(folder / "pictures")
+    context = StepContext(
+        output_dir=folder / "output",
+        loras_dir=folder / "loras",
+        device=torch.device("cpu"),
+        roots=(folder,),
+        model_dirs={"checkpoints": (models,)},
+    )
+    model = steps.load_lumina2(LoadSettings(base="tiny.safetensors", precision="fp32"), context=context)
+    report = steps.read_dataset_folder(DatasetFolderSettings(folder="pictures", resolution=64), context=context)
+    dataset = report.dataset
+    return Setup(
+        model=model,
+        latents=steps.cache_latents(steps.CacheLatentsSettings(), model=model, dataset=dataset, context=context),
+        embeds=steps.cache_text_embeds(
+            steps.CacheTextEmbedsSettings(), model=model, dataset=dataset, validation=PROMPTS, context=context
+        ),
+        context=context,
+    )

@@ -1,0 +1,86 @@
+"""Drawing prompts with a base model and, if given, a trained adapter."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+from pathlib import Path
+
+from .adapters.export import AdapterFile, read_adapter
+from .adapters.merge import merge_lora
+from .adapters.metadata import system_prompt_of
+from .context import StepContext
+from .data.cache import load_embeds, read_embed_index
+from .encode_prompts import encode_prompts
+from .errors import TrainerError
+from .job import Adapter
+from .lumina2.checkpoint import load_transformer
+from .lumina2.model_files import Lumina2Model
+from .lumina2.precision import PRECISIONS
+from .lumina2.prompts import SYSTEM_PROMPTS, resolve_system_prompt
+from .training.memory import free_memory
+from .validation.render import render_prompts
+from .validation.settings import FROM_ADAPTER, ValidateSettings
+
+VALIDATIONS_FOLDER = "validations"
+"""Pictures of Validate without an adapter, beside the runs."""
+DEFAULT_SYSTEM_PROMPT = SYSTEM_PROMPTS["superior"]
+
+
+def draw_validation(
+    settings: ValidateSettings, model: Lumina2Model, adapter: Adapter | None, context: StepContext
+) -> tuple[Path, ...]:
+    """Draw every prompt; pictures lie in the adapter's run folder, or beside the runs without one.
+
+    Raises:
+        TrainerError: There is no prompt, or the adapter does not fit the base.
+        StopTraining: The user asked to stop.
+    """
+    if not settings.prompt_list:
+        raise TrainerError("prompts is empty: write one prompt a line")
+    content = read_adapter(Path(adapter.path)) if adapter else None
+    cache = encode_prompts(
+        model,
+        system_prompt=_system_prompt(settings, content),
+        validation_prompts=settings.prompt_list,
+        negative_prompt=settings.negative_prompt,
+        context=context,
+    )
+    index = read_embed_index(cache)
+    try:
+        transformer = load_transformer(Path(model.base_path), device=context.device, dtype=PRECISIONS[model.precision])
+        if content is not None:
+            merge_lora(transformer, content.tensors, settings.strength)
+        return render_prompts(
+            settings,
+            transformer=transformer,
+            vae_path=Path(model.vae_path),
+            prompt_embeds={prompt: load_embeds(index.prompts[prompt]) for prompt in settings.prompt_list},
+            negative_embeds=load_embeds(index.negative_path(settings.negative_prompt)),
+            precision=model.precision,
+            folder=_folder(settings, model, adapter, context),
+            should_stop=context.should_stop,
+        )
+    finally:
+        free_memory(context.device)
+
+
+def _system_prompt(settings: ValidateSettings, adapter: AdapterFile | None) -> str:
+    if settings.system_prompt != FROM_ADAPTER:
+        return resolve_system_prompt(settings.system_prompt, settings.custom_system_prompt)
+    if adapter is None:
+        return DEFAULT_SYSTEM_PROMPT
+    trained_with = system_prompt_of(adapter.metadata)
+    if trained_with is None:
+        raise TrainerError(
+            'the adapter does not say which system prompt it was trained with: choose one instead of "from adapter"'
+        )
+    return trained_with
+
+
+def _folder(settings: ValidateSettings, model: Lumina2Model, adapter: Adapter | None, context: StepContext) -> Path:
+    """A folder of its own for each combination, so that older pictures stay what they were."""
+    facts = [dataclasses.asdict(settings), model.fingerprint, adapter.path if adapter else "", adapter and adapter.step]
+    name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
+    return (Path(adapter.run_dir) if adapter else context.runs_dir) / VALIDATIONS_FOLDER / name
