@@ -93,6 +93,9 @@ def _attend_equal(query_SHE: Tensor, key_SKE: Tensor, value_SKE: Tensor, num_sam
 def _attend_padded(query_SHE: Tensor, key_SKE: Tensor, value_SKE: Tensor, segments: Segments) -> Tensor:
     assert segments.padded_index_BN is not None, "padding asked for where all lengths are equal"
     assert segments.packed_index_S is not None, "a padded index without its inverse"
-    query, key, value = (x[segments.padded_index_BN].transpose(1, 2) for x in (query_SHE, key_SKE, value_SKE))
+    shape_BN, index = segments.padded_index_BN.shape, segments.padded_index_BN.flatten()
+    query, key, value = (
+        x.index_select(0, index).unflatten(0, shape_BN).transpose(1, 2) for x in (query_SHE, key_SKE, value_SKE)
+    )  # [S, H, E] -> [B, H, N, E]
     out_BHNE = F.scaled_dot_product_attention(query, key, value, attn_mask=segments.mask_B11N, enable_gqa=True)
-    return out_BHNE.transpose(1, 2).flatten(0, 1)[segments.packed_index_S]  # [B, H, N, E] -> [S, H, E]
+    return out_BHNE.transpose(1, 2).flatten(0, 1).index_select(0, segments.packed_index_S)  # [B, H, N, E] -> [S, H, E]
