@@ -63,7 +63,7 @@ def _docstrings(cls: type) -> dict[str, str]:
     for field, text in zip(body.body, body.body[1:], strict=False):
         if isinstance(field, ast.AnnAssign) and isinstance(text, ast.Expr) and isinstance(text.value, ast.Constant):
             assert isinstance(field.target, ast.Name)
-            found[field.target.id] = inspect.cleandoc(str(text.value.value)).replace("\n", " ")
+            found[field.target.id] = " ".join(str(text.value.value).split())
     return found
 
 
