@@ -1,10 +1,13 @@
-"""Says at the end of a run how many host and browser tests really ran."""
+"""Shared fixtures, and a line at the end of a run that says how many host and browser tests really ran."""
 
 from __future__ import annotations
 
+import os
 from typing import Any
 
 import pytest
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads that wait for each other cost more than they give
 
 SUITES = ("host", "browser")
 
