@@ -18,7 +18,7 @@ from lumina2_trainer.trainer_core.lumina2.checkpoint import (
     load_transformer,
     read_config,
 )
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from .tiny_files import split_state, write_all_in_one, write_diffusers_folder, write_split
@@ -183,7 +183,27 @@ def test_diffusers_folder_of_another_class_is_refused(tmp_path: Path) -> None:
 def test_diffusers_folder_with_a_missing_part_is_refused(tmp_path: Path) -> None:
     folder = write_diffusers_folder(tmp_path / "model", is_sharded=True)
     sorted((folder / "transformer").glob("*.safetensors"))[0].unlink()
-    with pytest.raises(TrainerError, match=r"index\.json names .*, which is missing"):
+    with pytest.raises(TrainerError, match=r"its index names .*, which is missing"):
+        check_base(folder)
+
+
+def test_variants_beside_the_weights_are_not_mixed_in(tmp_path: Path) -> None:
+    folder = write_diffusers_folder(tmp_path / "model")
+    weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
+    zeros = {name: torch.zeros_like(tensor) for name, tensor in load_file(weights).items()}
+    save_file(zeros, weights.with_name("diffusion_pytorch_model.fp16.safetensors"))
+    assert load_transformer(folder, device=CPU, dtype=torch.float32).x_embedder.weight.any()
+    weights.unlink()
+    assert not load_transformer(folder, device=CPU, dtype=torch.float32).x_embedder.weight.any()
+    save_file(zeros, weights.with_name("other.safetensors"))
+    with pytest.raises(TrainerError, match=r"holds 2 \.safetensors files, none named diffusion_pytorch_model or model"):
+        check_base(folder)
+
+
+def test_damaged_index_is_refused(tmp_path: Path) -> None:
+    folder = write_diffusers_folder(tmp_path / "model", is_sharded=True)
+    next((folder / "transformer").glob("*.index.json")).write_text("[]")
+    with pytest.raises(TrainerError, match=r"index\.json is damaged"):
         check_base(folder)
 
 

@@ -113,5 +113,5 @@ def test_folder_without_a_vae_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match="is a folder without vae/"):
         check_vae(tmp_path)
     (tmp_path / "vae").mkdir()
-    with pytest.raises(TrainerError, match=r"holds no \.safetensors file"):
+    with pytest.raises(TrainerError, match=r"holds 0 \.safetensors files"):
         check_vae(tmp_path)

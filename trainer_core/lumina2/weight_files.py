@@ -30,6 +30,11 @@ WEIGHT_DTYPES = {
 """What a weight may be stored as."""
 DTYPES = {**WEIGHT_DTYPES, "U8": torch.uint8}
 
+MAX_HEADER_SIZE = 100_000_000
+"""Bytes; the format's own limit."""
+FOLDER_STEMS = ("diffusion_pytorch_model", "model")
+"""Names of the weights in a folder that diffusers or transformers wrote."""
+
 SCALE_NAMES = (".scale_weight", ".weight_scale")
 """Factor of an fp8 weight, as ComfyUI wrote it until 0.3.x and writes it now."""
 IGNORED_NAMES = (".scale_input", ".input_scale", ".comfy_quant", "scaled_fp8")
@@ -80,7 +85,8 @@ def read_weights(path: Path) -> Weights:
     size = path.stat().st_size
     with path.open("rb") as file:
         header_size = int.from_bytes(file.read(8), "little")
-        header = _parse_header(file.read(header_size)) if 0 < header_size <= size - 8 else None
+        is_plausible = 0 < header_size <= min(size - 8, MAX_HEADER_SIZE)
+        header = _parse_header(file.read(header_size)) if is_plausible else None
     if header is None:
         raise TrainerError(f"{path.name} is not a safetensors file ({size} bytes): choose another or download it again")
     metadata = header.pop("__metadata__", {})
@@ -97,19 +103,33 @@ def read_folder_weights(folder: Path) -> Weights:
     Raises:
         TrainerError: There are no safetensors, or a file of the index is missing.
     """
-    indexes = sorted(folder.glob("*.safetensors.index.json"))
-    if indexes:
-        names = sorted(set(json.loads(indexes[0].read_text("utf-8"))["weight_map"].values()))
-    else:
-        names = [path.name for path in sorted(folder.glob("*.safetensors"))]
-    if not names:
-        raise TrainerError(f"{folder} holds no .safetensors file: download the model again in that format")
+    names = _list_weight_files(folder)
     tensors: dict[str, TensorEntry] = {}
     for name in names:
         if Path(name).name != name or not (folder / name).is_file():
-            raise TrainerError(f"{indexes[0].name} names {name!r}, which is missing in {folder}: download it again")
+            raise TrainerError(f"{folder}: its index names {name!r}, which is missing; download the model again")
         tensors.update(read_weights(folder / name).tensors)
     return Weights(path=folder, tensors=tensors, metadata={})
+
+
+def _list_weight_files(folder: Path) -> list[str]:
+    """The files of one variant: a folder may hold fp16 files beside the full ones."""
+    for stem in FOLDER_STEMS:
+        index_path = folder / f"{stem}.safetensors.index.json"
+        if index_path.is_file():
+            try:
+                return sorted(set(json.loads(index_path.read_text("utf-8"))["weight_map"].values()))
+            except (ValueError, KeyError, TypeError, AttributeError):
+                raise TrainerError(f"{index_path} is damaged: download the model again") from None
+        if (folder / f"{stem}.safetensors").is_file():
+            return [f"{stem}.safetensors"]
+    names = [path.name for path in folder.glob("*.safetensors")]
+    if len(names) != 1:
+        raise TrainerError(
+            f"{folder} holds {len(names)} .safetensors files, none named {' or '.join(FOLDER_STEMS)}:"
+            " download the model again in the format of diffusers"
+        )
+    return names
 
 
 def read_tensor(entry: TensorEntry, file: BufferedReader) -> Tensor:
