@@ -58,7 +58,13 @@ class Setup:
 def write_pictures(folder: Path) -> None:
     """Five captioned pictures of different shape."""
     folder.mkdir(parents=True)
-    colours = {"red": (220, 30, 30), "blue": (30, 60, 220), "green": (20, 180, 60), "grey": (128, 128, 128), "pink": (250, 150, 200)}
+    colours = {
+        "red": (220, 30, 30),
+        "blue": (30, 60, 220),
+        "green": (20, 180, 60),
+        "grey": (128, 128, 128),
+        "pink": (250, 150, 200),
+    }
     sizes = [(64, 64), (64, 64), (96, 48), (48, 96), (70, 64)]
     for (name, colour), size in zip(colours.items(), sizes, strict=True):
         Image.new("RGB", size, colour).save(folder / f"{name}.png")

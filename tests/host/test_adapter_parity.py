@@ -49,9 +49,7 @@ def compared(
         steps.SaveAdapterSettings(dtype="fp32", name="all"), adapter=result.adapter, context=setup.context
     )
     latents, embeds, timesteps_B = random_samples([(7, 6, 10)])
-    save_file(
-        {"latents": latents[0], "embeds": embeds[0], "timesteps": timesteps_B}, folder / "inputs.safetensors"
-    )
+    save_file({"latents": latents[0], "embeds": embeds[0], "timesteps": timesteps_B}, folder / "inputs.safetensors")
     ours = steps.validate(VALIDATE, model=setup.model, adapter=result.adapter, context=setup.context)
     request = {
         "negative_prompt": VALIDATE.negative_prompt,

@@ -1,0 +1,164 @@
+"""The bundled example: train a LoRA on the demo model, and show what it learned."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass
+from pathlib import Path
+
+from torch import Tensor
+
+from . import steps
+from .adapters.export import read_adapter
+from .adapters.lora import LoRASettings
+from .adapters.merge import merge_lora
+from .context import DEMO_DIR, StepContext
+from .data.cache import join_samples, load_embeds, load_latents, read_embed_index, read_latent_index
+from .data.folder import DatasetFolderSettings
+from .job import TrainLoRASettings
+from .lumina2.checkpoint import load_transformer
+from .lumina2.model_files import LoadSettings, Lumina2Model
+from .lumina2.precision import PRECISIONS
+from .lumina2.timesteps import NoiseSettings
+from .training.memory import free_memory, peak_memory_gib
+from .training.settings import OptimizerSettings
+from .validation.comparison import draw_comparison
+from .validation.held_out_loss import HeldOutLoss, held_out_loss
+from .validation.settings import ValidateSettings, ValidationSettings
+
+TRIGGER_WORDS = "fluent3d style"
+RESOLUTION = 128
+NUM_DRAWS = 64
+"""Noise and times drawn for each held-out picture."""
+TRAIN = TrainLoRASettings(
+    steps=200,
+    batch_size=8,
+    learning_rate=1e-3,
+    rank=16,
+    alpha=16.0,
+    run_name="demo",
+    gradient_checkpointing=False,
+)
+LORA = LoRASettings()
+OPTIMIZER = OptimizerSettings(lr_schedule="cosine", num_warmup_steps=10)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOutSamples:
+    """Captioned pictures in the new style that are not trained on."""
+
+    latents: list[Tensor]
+    prompt_embeds: list[Tensor]
+    captions: tuple[str, ...]
+    """With trigger words."""
+
+
+def run_demo(context: StepContext) -> str:
+    """Cache, train about 200 steps, validate and save.
+
+    Returns:
+        A table and where the picture and the adapter lie, for the terminal.
+    """
+    started = time.perf_counter()
+    model = steps.load_lumina2(LoadSettings(base="demo", precision="fp32"), context=context)
+    held_out = _read_held_out(model, context)
+    prompts = "\n".join(held_out.captions)
+    size = {"width": RESOLUTION, "height": RESOLUTION}
+    validation = ValidationSettings(prompts=prompts, every_num_steps=0, **size)
+    dataset = steps.read_dataset_folder(_folder_settings("dataset"), context=context).dataset
+    latents = steps.cache_latents(
+        steps.CacheLatentsSettings(batch_size=8), model=model, dataset=dataset, context=context
+    )
+    embeds = steps.cache_text_embeds(
+        steps.CacheTextEmbedsSettings(system_prompt="none"),
+        model=model,
+        dataset=dataset,
+        validation=validation,
+        context=context,
+    )
+    trained = steps.train_lora(
+        TRAIN,
+        model=model,
+        latents=latents,
+        embeds=embeds,
+        adapter_settings=LORA,
+        optimizer_settings=OPTIMIZER,
+        context=context,
+    )
+    validate = ValidateSettings(prompts=prompts, system_prompt="none", **size)
+    before = steps.validate(validate, model=model, context=context).images
+    after = steps.validate(validate, model=model, adapter=trained.adapter, context=context).images
+    comparison_path = Path(trained.adapter.run_dir) / "before_after.png"
+    draw_comparison({"before": before, "after": after}, held_out.captions, comparison_path)
+    losses = _measure(model, held_out, Path(trained.adapter.path), context)
+    saved = steps.save_adapter(
+        steps.SaveAdapterSettings(name="demo_fluent3d"), adapter=trained.adapter, context=context
+    )
+    seconds = time.perf_counter() - started
+    return _describe(losses, seconds, peak_memory_gib(context.device), trained.reused, comparison_path, saved[0])
+
+
+def _folder_settings(name: str) -> DatasetFolderSettings:
+    return DatasetFolderSettings(
+        folder=str(DEMO_DIR / name), resolution=RESOLUTION, aspect="square", trigger_words=TRIGGER_WORDS
+    )
+
+
+def _read_held_out(model: Lumina2Model, context: StepContext) -> HeldOutSamples:
+    dataset = steps.read_dataset_folder(_folder_settings("held_out"), context=context).dataset
+    latents = steps.cache_latents(steps.CacheLatentsSettings(), model=model, dataset=dataset, context=context)
+    embeds = steps.cache_text_embeds(
+        steps.CacheTextEmbedsSettings(system_prompt="none"), model=model, dataset=dataset, context=context
+    )
+    samples = join_samples(read_latent_index(latents), read_embed_index(embeds))
+    return HeldOutSamples(
+        latents=[load_latents(sample.latents_path) for sample in samples],
+        prompt_embeds=[load_embeds(sample.embeds_path) for sample in samples],
+        captions=tuple(sample.caption for sample in samples),
+    )
+
+
+def _measure(
+    model: Lumina2Model, held_out: HeldOutSamples, adapter_path: Path, context: StepContext
+) -> tuple[HeldOutLoss, HeldOutLoss]:
+    """Held-out loss before and after, with the same noise and times."""
+    transformer = load_transformer(Path(model.base_path), device=context.device, dtype=PRECISIONS[model.precision])
+
+    def measure() -> HeldOutLoss:
+        return held_out_loss(
+            transformer,
+            held_out.latents,
+            held_out.prompt_embeds,
+            noise_settings=NoiseSettings(),
+            precision=model.precision,
+            num_draws=NUM_DRAWS,
+            seed=TRAIN.seed,
+        )
+
+    before = measure()
+    merge_lora(transformer, read_adapter(adapter_path).tensors, 1.0)
+    after = measure()
+    free_memory(context.device)
+    return before, after
+
+
+def _describe(
+    losses: tuple[HeldOutLoss, HeldOutLoss],
+    seconds: float,
+    peak_gib: float,
+    was_reused: bool,
+    comparison_path: Path,
+    adapter_path: Path,
+) -> str:
+    before, after = losses
+    change = (after.mean / before.mean - 1) * 100
+    rows = [
+        ("held-out loss before", f"{before.mean:.4f} +- {before.standard_error:.4f}"),
+        ("held-out loss after", f"{after.mean:.4f} +- {after.standard_error:.4f}  ({change:+.1f}%)"),
+        ("seconds", f"{seconds:.0f}{' (training was done before)' if was_reused else ''}"),
+        ("peak memory", f"{peak_gib:.2f} GiB"),
+        ("before and after", str(comparison_path)),
+        ("adapter", str(adapter_path)),
+    ]
+    width = max(len(name) for name, _ in rows)
+    return "\n".join(["", *(f"{name:<{width}}  {value}" for name, value in rows)])
