@@ -63,8 +63,7 @@ def run_demo(context: StepContext) -> str:
     model = steps.load_lumina2(LoadSettings(base="demo", precision="fp32"), context=context)
     held_out = _read_held_out(model, context)
     prompts = "\n".join(held_out.captions)
-    size = {"width": RESOLUTION, "height": RESOLUTION}
-    validation = ValidationSettings(prompts=prompts, every_num_steps=0, **size)
+    validation = ValidationSettings(prompts=prompts, width=RESOLUTION, height=RESOLUTION, every_num_steps=0)
     dataset = steps.read_dataset_folder(_folder_settings("dataset"), context=context).dataset
     latents = steps.cache_latents(
         steps.CacheLatentsSettings(batch_size=8), model=model, dataset=dataset, context=context
@@ -85,7 +84,7 @@ def run_demo(context: StepContext) -> str:
         optimizer_settings=OPTIMIZER,
         context=context,
     )
-    validate = ValidateSettings(prompts=prompts, system_prompt="none", **size)
+    validate = ValidateSettings(prompts=prompts, width=RESOLUTION, height=RESOLUTION, system_prompt="none")
     before = steps.validate(validate, model=model, context=context).images
     after = steps.validate(validate, model=model, adapter=trained.adapter, context=context).images
     comparison_path = Path(trained.adapter.run_dir) / "before_after.png"

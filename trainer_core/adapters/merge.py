@@ -26,16 +26,16 @@ def merge_lora(transformer: nn.Module, tensors: Mapping[str, Tensor], strength: 
     Raises:
         TrainerError: A key names no weight of this transformer, or its shape does not fit.
     """
+    weights = dict(transformer.named_parameters())
     changed = 0
     for key, down in tensors.items():
         match = re.fullmatch(r"diffusion_model\.(.+)\.lora_A\.weight", key)
         if match is None:
             continue
         up = tensors[key.replace(".lora_A.", ".lora_B.")]
-        try:
-            weight = transformer.get_submodule(match[1]).weight
-        except AttributeError:
-            raise TrainerError(f"the adapter has weights for {match[1]}, which this base does not have") from None
+        weight = weights.get(f"{match[1]}.weight")
+        if weight is None:
+            raise TrainerError(f"the adapter has weights for {match[1]}, which this base does not have")
         if (up.shape[0], down.shape[1]) != tuple(weight.shape):
             raise TrainerError(
                 f"the adapter was trained on another size of Lumina2: {match[1]} is {tuple(weight.shape)} here"

@@ -51,7 +51,7 @@ def save_checkpoint(
         return
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
     state = optimizer.state_dict()
-    tensors = {f"parameter/{name}": parameter for name, parameter in parameters.items()}
+    tensors: dict[str, Tensor] = {f"parameter/{name}": parameter for name, parameter in parameters.items()}
     plain: dict[str, dict[str, Any]] = {}
     for name, index in zip(parameters, _parameter_indices(state), strict=True):
         for key, value in state["state"].get(index, {}).items():
