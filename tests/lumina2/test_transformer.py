@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from lumina2_trainer.trainer_core.lumina2.attention import Segments, attend
-from lumina2_trainer.trainer_core.lumina2.name_map import to_diffusers_state_dict
 from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Transformer, patchify, unpatchify
-from torch import Tensor
 
+from .diffusers_reference import diffusers_transformer, run_diffusers
 from .tiny_models import CPU, TINY, random_samples, relative_error, run_packed, tiny_transformer
 
 DIFFERENT = [(5, 6, 10), (1, 4, 4), (11, 8, 6), (299, 2, 14)]
@@ -16,35 +15,11 @@ EQUAL = [(7, 6, 10), (7, 6, 10)]
 ONE = [(9, 10, 6)]
 
 
-def run_diffusers(
-    transformer: Lumina2Transformer, latents: list[Tensor], embeds: list[Tensor], timesteps_B: Tensor
-) -> list[Tensor]:
-    """diffusers' network with the same weights, one sample at a time."""
-    from diffusers import Lumina2Transformer2DModel
-
-    config = transformer.config
-    theirs = Lumina2Transformer2DModel(
-        hidden_size=config.hidden_size,
-        num_layers=config.num_layers,
-        num_refiner_layers=config.num_refiner_layers,
-        num_attention_heads=config.num_attention_heads,
-        num_kv_heads=config.num_kv_heads,
-        cap_feat_dim=config.cap_feat_dim,
-        axes_dim_rope=config.axes_dims,
-    )
-    theirs.load_state_dict(to_diffusers_state_dict(transformer.state_dict(), config))
-    with torch.no_grad():
-        return [
-            theirs(x[None], t[None], e[None], torch.ones(1, len(e), dtype=torch.bool)).sample[0]
-            for x, e, t in zip(latents, embeds, timesteps_B, strict=True)
-        ]
-
-
 @pytest.mark.parametrize("sizes", [DIFFERENT, EQUAL, ONE], ids=["different", "equal", "one"])
 def test_packed_batch_equals_diffusers_sample_by_sample(sizes: list[tuple[int, int, int]]) -> None:
     transformer = tiny_transformer()
     latents, embeds, timesteps_B = random_samples(sizes)
-    expected = run_diffusers(transformer, latents, embeds, timesteps_B)
+    expected = run_diffusers(diffusers_transformer(transformer), latents, embeds, timesteps_B)
     with torch.no_grad():
         actual = run_packed(transformer, latents, embeds, timesteps_B)
     for ours, theirs in zip(actual, expected, strict=True):

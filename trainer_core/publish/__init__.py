@@ -1,1 +1,0 @@
-"""Sending results elsewhere: trackers, hub, model card."""
