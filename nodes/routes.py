@@ -22,14 +22,15 @@ def add_routes() -> None:
 
 
 async def get_run(request: web.Request) -> web.Response:
-    """State of a run; with ?newest=1 of the last one written among `run`, `run-2`, `run-3`, ..."""
+    """State of a run; with ?newest=1 of the last one written among `run`, `run-2`, `run-3`, ..., or null."""
     run = request.match_info["run"]
     if not is_run_name(run):
         return web.json_response({"error": f"{run!r} is not a run name"}, status=400)
-    if request.query.get("newest"):
+    is_search = bool(request.query.get("newest"))
+    if is_search:
         run = find_newest_run(host.runs_dir(), run)
     state = read_state(host.runs_dir() / run, RUNS.snapshot(run), host.view_of)
-    if state is None:
+    if state is None and not is_search:
         return web.json_response({"error": f"there is no run {run!r}"}, status=404)
     return web.json_response(state)
 

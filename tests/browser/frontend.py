@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 from playwright.sync_api import Page, sync_playwright
@@ -95,7 +94,7 @@ def open_frontend(
             page = browser.new_page(viewport={"width": size[0], "height": size[1]})
             page.route("**/*", lambda route: _stay_local(route, server.url))
             errors: list[str] = []
-            page.on("pageerror", lambda error: errors.append(str(error)))
+            page.on("pageerror", lambda error: _keep_exception(error, errors))
             page.on("console", lambda message: _keep_error(message, errors))
             page.goto(server.url)
             page.wait_for_function(IS_READY, timeout=120_000)
@@ -113,14 +112,12 @@ def _stay_local(route: Any, url: str) -> None:
         route.abort()
 
 
+def _keep_exception(error: Any, errors: list[str]) -> None:
+    if "lumina2" in f"{error.message}{error.stack}".lower():
+        errors.append(f"{error.message}\n{error.stack}")
+
+
 def _keep_error(message: Any, errors: list[str]) -> None:
     location = (message.location or {}).get("url", "")
     if message.type == "error" and "lumina2" in f"{message.text}{location}".lower():
         errors.append(f"{message.text} ({location})")
-
-
-def read_json(path: Path) -> Any:
-    """Content of a workflow file."""
-    import json
-
-    return json.loads(path.read_text("utf-8"))

@@ -53,8 +53,9 @@ class TrainProgress {
     if (!name) return;
     const query = run ? "" : "?newest=1";
     const response = await api.fetchApi(`/lumina2_trainer/runs/${encodeURIComponent(name)}${query}`);
-    if (!response.ok) return;
-    this.view = viewFromState(await response.json());
+    const state = response.ok ? await response.json() : null;
+    if (!state) return;
+    this.view = viewFromState(state);
     this.panel.show(this.view);
   }
 

@@ -1,0 +1,31 @@
+"""A real host and a real Chromium; skipped, with the reason, where one is missing."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import AbstractContextManager, ExitStack
+from typing import Any
+
+import pytest
+
+from ..host.conftest import host, pytest_generate_tests
+from ..host.server import HostServer, server
+from .frontend import Frontend, find_chromium, open_frontend
+
+__all__ = ["host", "pytest_generate_tests", "server"]
+
+NO_CHROMIUM = "no Chromium found: install it (Debian: apt-get install chromium)"
+
+
+@pytest.fixture
+def open_page(server: HostServer) -> Iterator[Callable[..., Frontend]]:
+    """Opens the server's frontend; keywords are those of `open_frontend`."""
+    if find_chromium() is None:
+        pytest.skip(NO_CHROMIUM)
+    with ExitStack() as stack:
+
+        def enter(**options: Any) -> Frontend:
+            page: AbstractContextManager[Frontend] = open_frontend(server, **options)
+            return stack.enter_context(page)
+
+        yield enter

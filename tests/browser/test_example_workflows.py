@@ -1,0 +1,30 @@
+"""Each example, as it is: opened in the real frontend, converted by it, queued, and waited for."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from ..host.checkouts import PACK_DIR
+from ..host.server import HostServer
+from .frontend import Frontend
+
+EXAMPLES = sorted((PACK_DIR / "example_workflows").glob("*.json"))
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_runs_as_it_is(open_page: Callable[..., Frontend], server: HostServer, path: Path) -> None:
+    frontend = open_page(settings={"Comfy.VueNodes.Enabled": False})
+    workflow = json.loads(path.read_text("utf-8"))
+    frontend.load_workflow(workflow)
+    saved = {node["id"]: node.get("widgets_values") for node in frontend.to_workflow()["nodes"]}
+    assert saved == {node["id"]: node.get("widgets_values") for node in workflow["nodes"]}
+    outcome = server.run_prompt(frontend.to_prompt(), workflow=frontend.to_workflow(), timeout_seconds=600)
+    assert outcome.kind == "execution_success", outcome.data
+    assert outcome.of_kind("lumina2_trainer.finished")
+    frontend.page.wait_for_selector(".lumina2-progress[data-status=finished]", timeout=10_000)
+    assert frontend.page.locator(".lumina2-progress img").count() == 4
+    assert frontend.errors == []

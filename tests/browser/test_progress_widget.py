@@ -1,0 +1,115 @@
+"""The progress widget on Train LoRA, in both kinds of node rendering."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+
+from ..host.prompts import training_prompt
+from ..host.server import HostServer
+from .frontend import Frontend
+
+PANEL = ".lumina2-progress"
+CLASSIC = {"Comfy.VueNodes.Enabled": False}
+NODES_2 = {"Comfy.VueNodes.Enabled": True}
+
+
+def renderings(server: HostServer) -> list[dict]:
+    """Settings for each way this host draws nodes; Nodes 2.0 of ComfyUI 0.3 is a preview without text widgets."""
+    return [CLASSIC] if server.host.version.startswith("0.3.") else [CLASSIC, NODES_2]
+
+
+def load_prompt(frontend: Frontend, **train: object) -> None:
+    """Put the tiny training graph on the canvas."""
+    frontend.page.evaluate("(prompt) => window.app.loadApiJson(prompt, 'tiny')", _numbered(training_prompt(**train)))
+    frontend.page.wait_for_timeout(500)
+    frontend.fit_view()
+
+
+def _numbered(prompt: dict) -> dict:
+    """The canvas wants numbers for node ids."""
+    numbers = {name: str(i) for i, name in enumerate(prompt, 1)}
+    nodes = {}
+    for name, node in prompt.items():
+        inputs = {k: [numbers[v[0]], v[1]] if isinstance(v, list) else v for k, v in node["inputs"].items()}
+        nodes[numbers[name]] = {**node, "inputs": inputs}
+    return nodes
+
+
+def panel_state(frontend: Frontend) -> dict:
+    """What the widget shows."""
+    return frontend.page.evaluate(
+        """() => {
+            const panel = document.querySelector(".lumina2-progress")
+            const facts = {}
+            for (const value of panel.querySelectorAll("[data-fact]")) facts[value.dataset.fact] = value.textContent
+            return {
+                status: panel.dataset.status, step: Number(panel.dataset.step), facts,
+                text: panel.querySelector(".lumina2-status").textContent,
+                points: panel.querySelector(".lumina2-curve-steps").getAttribute("points").split(" ").length,
+                pictures: [...panel.querySelectorAll("img")].map(i => i.naturalWidth),
+            }
+        }"""
+    )
+
+
+def wait_for(frontend: Frontend, is_reached: Callable[[dict], bool], seconds: float = 90) -> dict:
+    """The widget's state once it fulfils a condition."""
+    deadline = time.monotonic() + seconds
+    state = panel_state(frontend)
+    while not is_reached(state):
+        assert time.monotonic() < deadline, state
+        frontend.page.wait_for_timeout(100)
+        state = panel_state(frontend)
+    return state
+
+
+def test_numbers_move_while_it_trains_and_stop_works(open_page: Callable[..., Frontend], server: HostServer) -> None:
+    for number, settings in enumerate(renderings(server)):
+        check_numbers_move_and_stop_works(open_page(settings=settings), f"widget_{number}")
+
+
+def check_numbers_move_and_stop_works(frontend: Frontend, run_name: str) -> None:
+    load_prompt(frontend, run_name=run_name, steps=2000)
+    assert panel_state(frontend)["status"] == "idle"
+    frontend.queue()
+    first = wait_for(frontend, lambda state: state["step"] > 0)
+    assert first["status"] == "running"
+    later = wait_for(frontend, lambda state: state["step"] > first["step"] and all(state["pictures"] or [0]))
+    assert later["points"] > first["points"]
+    assert all(later["facts"].values())
+    assert f"{later['step']} of 2000" in later["text"]
+    assert later["pictures"] == [64, 64]
+    frontend.page.locator(f"{PANEL} [data-action=stop]").click()
+    stopped = wait_for(frontend, lambda state: state["status"] == "stopped")
+    assert stopped["step"] < 2000
+    assert frontend.errors == []
+
+
+def test_state_is_restored_when_the_page_opens_later(open_page: Callable[..., Frontend], server: HostServer) -> None:
+    server.run_prompt(training_prompt(run_name="opened_later", steps=5))
+    frontend = open_page(settings=CLASSIC)
+    load_prompt(frontend, run_name="opened_later", steps=5)
+    frontend.load_workflow(frontend.to_workflow())
+    state = wait_for(frontend, lambda state: state["status"] == "finished")
+    assert (state["step"], state["points"], len(state["pictures"])) == (5, 5, 2)
+
+
+def test_widget_is_in_neither_prompt_nor_saved_values(open_page: Callable[..., Frontend], server: HostServer) -> None:
+    for settings in renderings(server):
+        check_prompt_and_saved_values(open_page(settings=settings))
+
+
+def check_prompt_and_saved_values(frontend: Frontend) -> None:
+    load_prompt(frontend, run_name="saved")
+    train = next(node for node in frontend.to_workflow()["nodes"] if node["type"] == "Lumina2TrainLoRA")
+    assert train["widgets_values"] == [4, 2, 0.001, 2, 2, "adamw", 42, "saved", 0.1, False]
+    prompt = next(node for node in frontend.to_prompt().values() if node["class_type"] == "Lumina2TrainLoRA")
+    assert "progress" not in prompt["inputs"]
+    assert len(prompt["inputs"]) == 10 + 4
+
+
+def test_widget_speaks_the_users_language(open_page: Callable[..., Frontend]) -> None:
+    frontend = open_page(settings={**CLASSIC, "Comfy.Locale": "zh"})
+    load_prompt(frontend, run_name="in_chinese")
+    assert panel_state(frontend)["text"] == "尚未训练"
