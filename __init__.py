@@ -9,6 +9,6 @@ WEB_DIRECTORY = "./web"
 
 async def comfy_entrypoint() -> Any:
     """Called by ComfyUI to get the nodes."""
-    from .nodes import Lumina2TrainerExtension
+    from .nodes.extension import Lumina2TrainerExtension
 
     return Lumina2TrainerExtension()

@@ -52,7 +52,6 @@ class DatasetFolder(io.ComfyNode):
     def execute(cls, dataset: Dataset | None = None, **widgets: Any) -> io.NodeOutput:
         with host.running_step(cls.hidden, uses_device=False) as context:
             report = steps.read_dataset_folder(DatasetFolderSettings(**widgets), dataset=dataset, context=context)
-            host.show_text(cls.hidden, report.text)
             sheet = read_images([report.contact_sheet_path])
-            ui = host.show_pictures([report.contact_sheet_path])
+            ui = {**host.show_pictures([report.contact_sheet_path]), "text": [report.text]}
             return io.NodeOutput(report.dataset, report.text, sheet, ui=ui)

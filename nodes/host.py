@@ -30,7 +30,6 @@ from ..trainer_core.lumina2.base_files import (
 from ..trainer_core.torch_state import preserved_torch_state
 from .file_watch import FILES
 from .live_runs import RUNS, Status
-from .progress_text import describe_progress
 from .throttle import Throttle
 
 MODEL_KINDS = tuple(dict.fromkeys((*BASE_KINDS, *TEXT_ENCODER_KINDS, *VAE_KINDS, "loras")))
@@ -100,7 +99,7 @@ class _Conversation:
         self.is_interrupted = False
 
     def emit(self, event: Event) -> None:
-        """Record the event, and send it unless one of its kind was sent less than a quarter of a second ago."""
+        """Record the event, and send it unless one of its kind has just been sent; the last of a count always is."""
         self.run = event.run
         payload = {**event.to_json(), "node": self.node_id}
         if "images" in payload:
@@ -108,10 +107,8 @@ class _Conversation:
         RUNS.record(event.kind, payload)
         if event.kind == "progress":
             self._move_bar(payload)
-        if self.throttle.allows(event.kind):
+        if self.throttle.allows(event.kind) or payload.get("step") == payload.get("total"):
             send(f"{RUNS_FOLDER}.{event.kind}", payload)
-            if text := describe_progress(payload):
-                send_text(self.node_id, text)
 
     def should_stop(self) -> bool:
         """The user pressed Cancel, or Stop on the node."""
@@ -255,15 +252,6 @@ def view_of(path: Path) -> dict[str, str]:
 def show_pictures(paths: Sequence[Path]) -> dict[str, Any]:
     """The ui value that shows picture files on the node."""
     return {"images": [view_of(path) for path in paths]}
-
-
-def show_text(hidden: Any, text: str) -> None:
-    """Show text on the node."""
-    send_text(hidden.unique_id, text)
-
-
-def send_text(node_id: str, text: str) -> None:
-    PromptServer.instance.send_progress_text(text, node_id)
 
 
 def server_routes() -> Any:

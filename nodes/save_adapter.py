@@ -36,5 +36,4 @@ class SaveAdapter(io.ComfyNode):
         with host.running_step(cls.hidden, uses_device=False) as context:
             settings = steps.SaveAdapterSettings(**widgets)
             text = "\n".join(str(path) for path in steps.save_adapter(settings, adapter=adapter, context=context))
-            host.show_text(cls.hidden, text)
-            return io.NodeOutput(text)
+            return io.NodeOutput(text, ui={"text": [text]})

@@ -1,15 +1,16 @@
-"""Keeps browsers from being flooded: at most four messages of one kind a second."""
+"""Keeps browsers from being flooded by messages of one kind."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
 
-SECONDS_BETWEEN = 0.25
+SECONDS_BETWEEN = 0.34
+"""Three in a second and the last one make four, which is what listeners are promised at most."""
 
 
 class Throttle:
-    """Lets a message through if none of its kind went through in the last quarter of a second."""
+    """Lets a message through if none of its kind went through just before."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock

@@ -6,6 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
+from lumina2_trainer.trainer_core.node_steps import NODE_STEPS
+from lumina2_trainer.trainer_core.settings import describe_settings
 
 from .checkouts import PACK_DIR
 from .server import PACK_FOLDER, HostServer
@@ -131,3 +133,14 @@ def test_dataset_outside_of_the_roots_is_refused_before_the_prompt_runs(server: 
     status, answer = server.request("/prompt", {"prompt": prompt})
     assert status == 400
     assert "lies outside of the allowed folders" in json.dumps(answer["node_errors"])
+
+
+def test_headless_runner_knows_the_same_sockets_widgets_and_outputs(nodes: dict) -> None:
+    assert set(NODE_STEPS) == NODE_IDS - {"Lumina2Inference"}
+    for name, step in NODE_STEPS.items():
+        inputs = {**nodes[name]["input"].get("required", {}), **nodes[name]["input"].get("optional", {})}
+        sockets = [input_id for input_id, spec in inputs.items() if str(spec[0]).startswith("LUMINA2_")]
+        widgets = [input_id for input_id in inputs if input_id not in sockets]
+        assert set(sockets) == set(step.sockets), name
+        assert widgets == [field.name for field in describe_settings(step.settings)], name
+        assert len(nodes[name]["output"]) == len(step.outputs), name

@@ -1,4 +1,6 @@
-// The loss over the steps, as an SVG that fills its box.
+// The loss over the steps, as an SVG that fills its box, with the largest and smallest value beside it.
+
+import { formatNumber } from "./format.js";
 
 const SVG = "http://www.w3.org/2000/svg";
 const WIDTH = 300;
@@ -8,11 +10,15 @@ const SMOOTHING = 0.9;
 /** A thin line for each step's loss and a thick one for its running mean. */
 export class LossCurve {
   constructor() {
-    this.element = document.createElementNS(SVG, "svg");
-    this.element.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
-    this.element.setAttribute("preserveAspectRatio", "none");
-    this.element.setAttribute("role", "img");
-    this.element.classList.add("lumina2-curve");
+    this.element = document.createElement("div");
+    this.element.className = "lumina2-curve";
+    this.svg = document.createElementNS(SVG, "svg");
+    this.svg.setAttribute("viewBox", `0 0 ${WIDTH} ${HEIGHT}`);
+    this.svg.setAttribute("preserveAspectRatio", "none");
+    this.svg.setAttribute("role", "img");
+    this.highest = document.createElement("span");
+    this.lowest = document.createElement("span");
+    this.element.append(this.svg, this.highest, this.lowest);
     this.steps = this.#addLine("lumina2-curve-steps");
     this.mean = this.#addLine("lumina2-curve-mean");
   }
@@ -21,7 +27,7 @@ export class LossCurve {
     const line = document.createElementNS(SVG, "polyline");
     line.classList.add(className);
     line.setAttribute("vector-effect", "non-scaling-stroke");
-    this.element.append(line);
+    this.svg.append(line);
     return line;
   }
 
@@ -32,10 +38,13 @@ export class LossCurve {
    * @param {string} label What a screen reader says.
    */
   draw(points, total, label) {
-    this.element.setAttribute("aria-label", label);
+    this.svg.setAttribute("aria-label", label);
     const losses = points.map((point) => point[1]);
     const low = Math.min(...losses);
-    const range = Math.max(...losses) - low || 1;
+    const high = Math.max(...losses);
+    const range = high - low || 1;
+    this.highest.textContent = formatNumber(high);
+    this.lowest.textContent = formatNumber(low);
     const right = Math.max(total, points.length ? points[points.length - 1][0] : 1, 2);
     const place = (step, loss) => {
       const x = ((step - 1) / (right - 1)) * WIDTH;

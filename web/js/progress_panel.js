@@ -78,6 +78,7 @@ export class ProgressPanel {
     const shown = [...this.gallery.children].map((child) => child.getAttribute("src"));
     if (urls.join("\n") === shown.join("\n")) return;
     this.caption.textContent = urls.length ? `${this.strings.pictures} ${view.imagesStep}` : "";
+    this.gallery.style.gridTemplateColumns = `repeat(${Math.ceil(Math.sqrt(urls.length))}, 1fr)`;
     this.gallery.replaceChildren(
       ...urls.map((url) => {
         const picture = make("img", "lumina2-picture");

@@ -1,4 +1,4 @@
-// The widget's words in the languages of the pack.
+// The widgets' words in the languages of the pack.
 
 const STRINGS = {
   en: {
@@ -20,7 +20,8 @@ const STRINGS = {
     saveTip: "Write a checkpoint after this step",
     validate: "Validate now",
     validateTip: "Draw the validation prompts after this step",
-    asked: "Asked",
+    rate: "a second",
+    left: "left",
   },
   zh: {
     idle: "尚未训练",
@@ -41,7 +42,8 @@ const STRINGS = {
     saveTip: "在当前步之后写入检查点",
     validate: "立即验证",
     validateTip: "在当前步之后绘制验证提示词",
-    asked: "已请求",
+    rate: "个/秒",
+    left: "剩余",
   },
   ja: {
     idle: "まだ学習していません",
@@ -62,7 +64,8 @@ const STRINGS = {
     saveTip: "このステップの後でチェックポイントを書き込みます",
     validate: "今すぐ検証",
     validateTip: "このステップの後で検証プロンプトを描画します",
-    asked: "要求済み",
+    rate: "件/秒",
+    left: "残り",
   },
   hi: {
     idle: "अभी प्रशिक्षण नहीं हुआ",
@@ -83,7 +86,8 @@ const STRINGS = {
     saveTip: "इस चरण के बाद चेकपॉइंट लिखें",
     validate: "अभी सत्यापित करें",
     validateTip: "इस चरण के बाद सत्यापन प्रॉम्प्ट बनाएँ",
-    asked: "अनुरोध भेजा गया",
+    rate: "प्रति सेकंड",
+    left: "शेष",
   },
 };
 
@@ -91,5 +95,3 @@ const STRINGS = {
 export function stringsFor(locale) {
   return STRINGS[String(locale).split("-")[0]] ?? STRINGS.en;
 }
-
-export const LOCALES = Object.keys(STRINGS);

@@ -1,4 +1,4 @@
-// Looks of the progress widget, in the colours of the user's theme.
+// Looks of the widgets, in the colours of the user's theme.
 
 const CSS = `
 .lumina2-progress { box-sizing: border-box; width: 100%; height: 100%; padding: 6px 8px; overflow: hidden auto;
@@ -9,18 +9,25 @@ const CSS = `
 .lumina2-message { color: var(--error-text, #f66); overflow-wrap: anywhere; }
 .lumina2-bar { height: 6px; flex: none; border-radius: 3px; background: var(--border-color, #444); overflow: hidden; }
 .lumina2-fill { height: 100%; width: 0; background: var(--p-primary-color, #4a90d9); }
-.lumina2-curve { width: 100%; height: 80px; flex: none; }
+.lumina2-curve { position: relative; height: 80px; flex: none; }
+.lumina2-curve svg { width: 100%; height: 100%; display: block; }
+.lumina2-curve span { position: absolute; font-size: 10px; color: var(--descrip-text, #999); }
+.lumina2-curve span:nth-of-type(1) { top: 0; right: 2px; }
+.lumina2-curve span:nth-of-type(2) { bottom: 0; left: 2px; }
 .lumina2-curve polyline { fill: none; stroke: var(--p-primary-color, #4a90d9); }
 .lumina2-curve-steps { stroke-width: 1px; opacity: 0.35; }
 .lumina2-curve-mean { stroke-width: 2px; }
 .lumina2-facts { display: grid; grid-template-columns: auto 1fr auto 1fr; gap: 2px 8px; flex: none; }
 .lumina2-label, .lumina2-caption { color: var(--descrip-text, #999); }
 .lumina2-value { font-variant-numeric: tabular-nums; }
-.lumina2-gallery { display: flex; gap: 4px; overflow-x: auto; flex: 1 0 72px; min-height: 72px; }
-.lumina2-picture { height: 100%; max-height: 256px; min-height: 64px; border-radius: 4px; object-fit: contain; }
+.lumina2-gallery { display: grid; grid-auto-rows: minmax(64px, 1fr); gap: 4px; flex: 1 0 72px; min-height: 72px; }
+.lumina2-picture { width: 100%; height: 100%; min-height: 0; border-radius: 4px; object-fit: contain; }
 .lumina2-buttons { display: flex; gap: 4px; flex: none; }
 .lumina2-button { flex: 1; padding: 3px 6px; font: inherit; color: inherit; cursor: pointer; border-radius: 4px;
   background: var(--comfy-menu-bg, #333); border: 1px solid var(--border-color, #444); }
+.lumina2-text { box-sizing: border-box; width: 100%; height: 100%; margin: 0; padding: 4px 8px; overflow: auto;
+  font: 12px/1.35 sans-serif; color: var(--descrip-text, #999); white-space: pre-wrap; overflow-wrap: anywhere;
+  user-select: text; }
 .lumina2-button:disabled { opacity: 0.45; cursor: default; }
 `;
 

@@ -1,0 +1,29 @@
+"""The pack as ComfyUI asks for it: its nodes and its routes."""
+
+from __future__ import annotations
+
+from comfy_api.latest import ComfyExtension, io
+
+
+class Lumina2TrainerExtension(ComfyExtension):
+    """Called by ComfyUI once, while it starts."""
+
+    async def get_node_list(self) -> list[type[io.ComfyNode]]:
+        from . import caches, dataset, inference, load, routes, save_adapter, settings_nodes, train_lora, validate
+
+        routes.add_routes()
+        return [
+            load.LoadLumina2,
+            dataset.DatasetFolder,
+            caches.CacheLatents,
+            caches.CacheTextEmbeds,
+            train_lora.TrainLoRA,
+            validate.Validate,
+            save_adapter.SaveAdapter,
+            inference.Lumina2ForInference,
+            settings_nodes.LoRASettings,
+            settings_nodes.OptimizerSettings,
+            settings_nodes.NoiseSchedule,
+            settings_nodes.ValidationPrompts,
+            settings_nodes.Checkpoints,
+        ]

@@ -1,0 +1,76 @@
+"""Requests to running runs, what is sent of their events, and files that have gone."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lumina2_trainer.nodes.file_watch import FileWatch
+from lumina2_trainer.nodes.live_runs import LiveRuns
+from lumina2_trainer.nodes.throttle import Throttle
+
+
+def running(run: str = "a") -> LiveRuns:
+    runs = LiveRuns()
+    runs.record("progress", {"run": run, "node": "1", "step": 1, "total": 9})
+    return runs
+
+
+def test_only_a_running_run_takes_requests() -> None:
+    runs = running()
+    assert runs.ask("a", "save")
+    assert not runs.ask("b", "save")
+    runs.record("finished", {"run": "a", "node": "1", "step": 9})
+    assert not runs.ask("a", "save")
+
+
+def test_requests_are_taken_once_and_stop_stays_until_the_end() -> None:
+    runs = running()
+    runs.ask("a", "save")
+    runs.ask("a", "stop")
+    assert runs.take_requests("a") == {"save"}
+    assert runs.take_requests("a") == frozenset()
+    assert runs.is_stop_requested("a")
+    runs.end("a", "stopped", "")
+    assert not runs.is_stop_requested("a")
+
+
+def test_stop_of_an_earlier_execution_does_not_stop_the_next() -> None:
+    runs = running()
+    runs.ask("a", "stop")
+    runs.end("a", "stopped", "")
+    runs.record("progress", {"run": "a", "node": "1", "step": 2, "total": 9})
+    assert not runs.is_stop_requested("a")
+
+
+def test_snapshot_keeps_the_last_event_of_each_kind() -> None:
+    runs = running()
+    runs.record("validation", {"run": "a", "node": "1", "step": 1, "images": []})
+    runs.record("progress", {"run": "a", "node": "1", "step": 2, "total": 9})
+    snapshot = runs.snapshot("a")
+    assert snapshot is not None
+    assert (snapshot["progress"]["step"], snapshot["validation"]["step"], snapshot["status"]) == (2, 1, "running")
+    assert runs.snapshot("b") is None
+
+
+def test_at_most_three_of_a_kind_a_second() -> None:
+    now = [0.0]
+    throttle = Throttle(lambda: now[0])
+    sent = 0
+    for i in range(100):
+        now[0] = i / 100
+        sent += throttle.allows("progress")
+    assert sent == 3
+    assert throttle.allows("validation")
+
+
+def test_lost_files_are_counted_and_never_forgotten(tmp_path: Path) -> None:
+    watch = FileWatch()
+    for name in ("a", "b"):
+        (tmp_path / name).write_text("")
+        watch.add(tmp_path / name)
+    assert watch.count_lost() == 0
+    (tmp_path / "a").unlink()
+    assert watch.count_lost() == 1
+    (tmp_path / "a").write_text("")
+    watch.add(tmp_path / "a")
+    assert watch.count_lost() == 1

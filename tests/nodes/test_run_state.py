@@ -1,0 +1,85 @@
+"""State of a run as the routes give it."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+from lumina2_trainer.nodes.run_state import MAX_CURVE_POINTS, find_newest_run, is_run_name, read_state
+
+
+def view_of(path: Path) -> dict[str, str]:
+    return {"filename": path.name}
+
+
+def write_run(folder: Path, num_steps: int, total: int = 100) -> Path:
+    folder.mkdir(parents=True)
+    (folder / "job.json").write_text(json.dumps({"train": {"steps": total}}), "utf-8")
+    lines = [
+        json.dumps({"step": step, "loss": 1 / step, "learning_rate": 1e-4, "seconds": 0.5})
+        for step in range(1, num_steps + 1)
+    ]
+    (folder / "log.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
+    return folder
+
+
+def test_unknown_run_has_no_state(tmp_path: Path) -> None:
+    assert read_state(tmp_path / "none", None, view_of) is None
+
+
+def test_state_is_rebuilt_from_the_folder(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", 7)
+    for step in (2, 4):
+        samples = folder / "samples" / f"step-{step:06d}"
+        samples.mkdir(parents=True)
+        (samples / "00.png").write_bytes(b"")
+    state = read_state(folder, None, view_of)
+    assert state is not None
+    assert (state["status"], state["step"], state["total"]) == ("stopped", 7, 100)
+    assert state["seconds_per_step"] == pytest.approx(0.5)
+    assert state["losses"][-1] == [7, 1 / 7]
+    assert state["validation"] == {"step": 4, "images": [{"filename": "00.png"}]}
+
+
+def test_finished_adapter_makes_the_run_finished(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", 3)
+    (folder / "final").mkdir()
+    (folder / "final" / "adapter.safetensors").write_bytes(b"")
+    state = read_state(folder, None, view_of)
+    assert state is not None
+    assert state["status"] == "finished"
+
+
+def test_live_state_comes_first(tmp_path: Path) -> None:
+    live = {"run": "a", "node": "5", "status": "running", "progress": {"step": 3, "total": 40}}
+    state = read_state(write_run(tmp_path / "a", 3), live, view_of)
+    assert state is not None
+    assert (state["status"], state["node"], state["total"]) == ("running", "5", 40)
+
+
+def test_long_curve_is_thinned_to_means(tmp_path: Path) -> None:
+    state = read_state(write_run(tmp_path / "a", 1234), None, view_of)
+    assert state is not None
+    assert len(state["losses"]) == MAX_CURVE_POINTS
+    assert state["losses"][-1][0] == 1234
+    assert state["losses"][0][1] == pytest.approx((1 + 1 / 2) / 2)
+
+
+def test_newest_run_is_the_one_written_last(tmp_path: Path) -> None:
+    for seconds, name in enumerate(["a", "a-3", "a-2", "ab-9", "a-2-x"]):
+        log = write_run(tmp_path / name, 1) / "log.jsonl"
+        os.utime(log, (seconds, seconds))
+    assert find_newest_run(tmp_path, "a") == "a-2"
+    assert find_newest_run(tmp_path, "none") == "none"
+
+
+@pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "-a", "cache", "a\n", "ä", "a" * 121])
+def test_paths_are_no_run_names(name: str) -> None:
+    assert not is_run_name(name)
+
+
+@pytest.mark.parametrize("name", ["my_lora", "my_lora-2", "v1.0", "A"])
+def test_run_names_are(name: str) -> None:
+    assert is_run_name(name)
