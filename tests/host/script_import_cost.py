@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import asyncio
+import importlib
 import sys
 import time
-
-import utils.extra_config  # noqa: F401, I001  main.py imports it first: nodes.py hides the package behind a file
-import nodes
-import server
 
 
 def main() -> dict[str, object]:
     """CPU seconds of importing the pack and building every schema, and the modules that came with it."""
+    importlib.import_module("utils.extra_config")  # as main.py does: nodes.py hides this package behind a file
+    nodes = importlib.import_module("nodes")
+    server = importlib.import_module("server")
     assert nodes.NODE_CLASS_MAPPINGS, "ComfyUI's own nodes are loaded first, as at its start"
     server.PromptServer(asyncio.new_event_loop())
     before = set(sys.modules)
