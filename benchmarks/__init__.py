@@ -1,0 +1,1 @@
+"""Side-by-side measurements against other trainers; see RESULTS.md."""
