@@ -12,7 +12,7 @@ import json
 import tempfile
 from pathlib import Path
 
-from lumina2_trainer.tests.browser.frontend import Frontend, open_frontend
+from lumina2_trainer.tests.browser.frontend import Frontend, launch_chromium, open_frontend
 from lumina2_trainer.tests.host.checkouts import PACK_DIR, find_checkouts, open_host, read_version
 from lumina2_trainer.tests.host.server import start_server
 from PIL import Image
@@ -37,7 +37,8 @@ def main() -> None:
         newest = max(find_checkouts(), key=lambda path: [int(part) for part in read_version(path).split(".")])
         with (
             start_server(open_host(newest, packages_dir), base_dir) as server,
-            open_frontend(server, settings=SETTINGS, size=WINDOW_SIZE) as frontend,
+            launch_chromium() as browser,
+            open_frontend(browser, server, settings=SETTINGS, size=WINDOW_SIZE) as frontend,
         ):
             for path in sorted((PACK_DIR / "example_workflows").glob("*.json")):
                 photograph(frontend, path, step)

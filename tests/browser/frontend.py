@@ -8,13 +8,18 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from playwright.sync_api import Page, sync_playwright
+from playwright.sync_api import Browser, Page, sync_playwright
 
 from ..host.server import HostServer
 
 CHROMIUM_NAMES = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
 IS_READY = "() => window.app?.extensionManager && window.app.graph && window.app.canvas"
-SETTINGS = {"Comfy.TutorialCompleted": True, "Comfy.Workflow.Persist": False, "Comfy.InstalledVersion": "99.0.0"}
+SETTINGS = {
+    "Comfy.TutorialCompleted": True,
+    "Comfy.Locale": "en",
+    "Comfy.Workflow.Persist": False,
+    "Comfy.InstalledVersion": "99.0.0",
+}
 
 
 def find_chromium() -> str | None:
@@ -69,39 +74,46 @@ class Frontend:
 
 
 @contextmanager
+def launch_chromium() -> Iterator[Browser]:
+    """A running Chromium until the block ends; one at a time in a process."""
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=find_chromium(), args=["--no-sandbox", "--disable-gpu"])
+        try:
+            yield browser
+        finally:
+            browser.close()
+
+
+@contextmanager
 def open_frontend(
+    browser: Browser,
     server: HostServer,
     *,
     settings: Mapping[str, Any] | None = None,
     size: tuple[int, int] = (1600, 1000),
-    chromium: str | None = None,
 ) -> Iterator[Frontend]:
-    """Open a server's frontend until the block ends.
+    """Open a server's frontend in a fresh profile until the block ends.
 
     Args:
+        browser: From `launch_chromium`.
         server: A running host.
         settings: More of the frontend's settings, such as {"Comfy.VueNodes.Enabled": True}.
         size: Width and height of the window in pixels.
-        chromium: The browser; the installed one if None.
     """
     for key, value in {**SETTINGS, **(settings or {})}.items():
         server.request(f"/settings/{key}", value)
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=chromium or find_chromium(), args=["--no-sandbox", "--disable-gpu"]
-        )
-        try:
-            page = browser.new_page(viewport={"width": size[0], "height": size[1]})
-            page.route("**/*", lambda route: _stay_local(route, server.url))
-            errors: list[str] = []
-            page.on("pageerror", lambda error: _keep_exception(error, errors))
-            page.on("console", lambda message: _keep_error(message, errors))
-            page.goto(server.url)
-            page.wait_for_function(IS_READY, timeout=120_000)
-            page.wait_for_timeout(1500)
-            yield Frontend(page=page, errors=errors)
-        finally:
-            browser.close()
+    page = browser.new_page(viewport={"width": size[0], "height": size[1]})
+    try:
+        page.route("**/*", lambda route: _stay_local(route, server.url))
+        errors: list[str] = []
+        page.on("pageerror", lambda error: _keep_exception(error, errors))
+        page.on("console", lambda message: _keep_error(message, errors))
+        page.goto(server.url)
+        page.wait_for_function(IS_READY, timeout=120_000)
+        page.wait_for_timeout(1500)
+        yield Frontend(page=page, errors=errors)
+    finally:
+        page.close()
 
 
 def _stay_local(route: Any, url: str) -> None:

@@ -20,8 +20,8 @@ def test_example_runs_as_it_is(open_page: Callable[..., Frontend], server: HostS
     frontend = open_page(settings={"Comfy.VueNodes.Enabled": False})
     workflow = json.loads(path.read_text("utf-8"))
     frontend.load_workflow(workflow)
-    saved = {node["id"]: node.get("widgets_values") for node in frontend.to_workflow()["nodes"]}
-    assert saved == {node["id"]: node.get("widgets_values") for node in workflow["nodes"]}
+    saved = {node["id"]: node.get("widgets_values") or [] for node in frontend.to_workflow()["nodes"]}
+    assert saved == {node["id"]: node.get("widgets_values") or [] for node in workflow["nodes"]}
     outcome = server.run_prompt(frontend.to_prompt(), workflow=frontend.to_workflow(), timeout_seconds=600)
     assert outcome.kind == "execution_success", outcome.data
     assert outcome.of_kind("lumina2_trainer.finished")

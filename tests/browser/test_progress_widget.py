@@ -113,3 +113,29 @@ def test_widget_speaks_the_users_language(open_page: Callable[..., Frontend]) ->
     frontend = open_page(settings={**CLASSIC, "Comfy.Locale": "zh"})
     load_prompt(frontend, run_name="in_chinese")
     assert panel_state(frontend)["text"] == "尚未训练"
+
+
+def test_numbers_are_said_in_plain_words(open_page: Callable[..., Frontend]) -> None:
+    frontend = open_page(settings=CLASSIC)
+    words = frontend.page.evaluate(
+        """async () => {
+            const { formatNumber, formatSeconds } = await import("/extensions/lumina2-trainer/js/format.js")
+            const { describeCount } = await import("/extensions/lumina2-trainer/js/node_text.js")
+            const seconds = [0.123, 4.56, 59.7, 200, 7500, NaN].map(formatSeconds)
+            const numbers = [0.41234, 1e-5, 0].map(formatNumber)
+            const words = { of: "of", rate: "a second", left: "left" }
+            return [...seconds, ...numbers, describeCount({ step: 12, total: 40, rate: 3.14, eta: 9 }, words)]
+        }"""
+    )
+    assert words == [
+        "0.12 s",
+        "4.6 s",
+        "1 min 0 s",
+        "3 min 20 s",
+        "2 h 5 min",
+        "",
+        "0.4123",
+        "1.00e-5",
+        "0",
+        "12 of 40, 3.1 a second, 9 s left",
+    ]
