@@ -12,6 +12,8 @@ from .errors import StopTraining, TrainerError
 
 EXIT_STOPPED = 130
 """As a shell reports a program ended by Ctrl-C."""
+PATH_INPUTS = (".folder", ".base", ".text_encoder", ".vae")
+"""Inputs whose values, typed on the command line, are allowed paths."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -82,7 +84,7 @@ def _run_workflow(options: argparse.Namespace) -> None:
             device=options.device,
             roots=options.root,
             models=options.models,
-            trusted=assignments.values(),
+            trusted=[value for target, value in assignments.items() if target.endswith(PATH_INPUTS)],
             emit=ConsoleReporter(),
             should_stop=should_stop,
             workflow=options.workflow.read_text(encoding="utf-8"),

@@ -42,7 +42,7 @@ def _progress_text(event: Event) -> str:
     text = f"{data['step']}/{data['total']}"
     if "loss" in data:
         text += f"  loss {data['loss']:.4f}  lr {data['learning_rate']:.2e}  {data['seconds_per_step']:.2f} s/step"
-    eta = data.get("eta_seconds", data.get("eta"))
+    eta = data["eta_seconds"]
     return text + (f"  {_duration(eta)} left" if eta else "")
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
+from pathlib import Path, PureWindowsPath
 
 import torch
 
@@ -61,7 +61,7 @@ class StepContext:
         Raises:
             TrainerError: The path does not exist or lies outside of every root.
         """
-        if "\x00" in path or path.startswith(("\\\\", "//")):
+        if "\x00" in path or PureWindowsPath(path).drive.startswith("\\\\"):
             raise TrainerError(f"{what} {path!r} is not a path on this machine")
         roots = [root.resolve() for root in (*self.roots, DEMO_DIR)]
         candidates = [Path(path).expanduser()] if Path(path).expanduser().is_absolute() else [r / path for r in roots]

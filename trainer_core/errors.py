@@ -1,4 +1,4 @@
-"""The error a user can act on."""
+"""The errors a user can act on."""
 
 
 class TrainerError(Exception):
@@ -6,6 +6,19 @@ class TrainerError(Exception):
 
     The first line is shown alone in dialogs, so it must say the whole thing.
     """
+
+
+class CacheDamagedError(TrainerError):
+    """Files of a cache are missing or damaged; running the cache's step again writes them anew."""
+
+    def __init__(self, message: str, *, cache: str) -> None:
+        """
+        Args:
+            message: See `TrainerError`.
+            cache: Which cache: the name of its folder (data/index.py).
+        """
+        super().__init__(message)
+        self.cache = cache
 
 
 class StopTraining(Exception):

@@ -33,7 +33,7 @@ def make_context(
         device: Name of a torch device; the fastest there is if empty.
         roots: Folders that datasets may lie in.
         models: ComfyUI models folders.
-        trusted: Values typed on the command line; the paths among them are allowed.
+        trusted: Paths typed on the command line; what lies there is allowed.
         emit: Takes every event.
         should_stop: Asked between steps.
         workflow: JSON text of the workflow.
@@ -41,7 +41,7 @@ def make_context(
     Raises:
         TrainerError: The device is unknown or not there.
     """
-    typed = [Path(value).expanduser().absolute() for value in trusted if Path(value).expanduser().exists()]
+    typed = [Path(value).expanduser().absolute() for value in trusted]
     model_dirs = {
         kind: (*(folder / kind for folder in models), *(path.parent for path in typed)) for kind in MODEL_KINDS
     }

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import datetime
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -74,6 +75,7 @@ class Recorder:
         if step == 0:
             return
         folder = self.run.checkpoints_dir / step_folder(step)
+        self.run.flush_log()
         save_checkpoint(
             folder,
             step=step,
@@ -119,7 +121,7 @@ class Recorder:
 
     def _metadata(self) -> dict[str, str]:
         job, train = self.job, self.job.train
-        width, height = max((sample.width, sample.height) for sample in self.samples)
+        width, height = max(((s.width, s.height) for s in self.samples), key=math.prod)
         return adapter_metadata(
             AdapterFacts(
                 title=self.run.name,

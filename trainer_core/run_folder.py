@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -49,7 +50,7 @@ class RunFolder:
 
     def last_samples(self) -> tuple[Path, ...]:
         """Pictures of the last validation, in the order of the prompts."""
-        folders = sorted((self.path / "samples").glob("step-*"))
+        folders = sorted((self.path / "samples").glob("step-*"), key=step_of)
         return tuple(sorted(folders[-1].glob("*.png"))) if folders else ()
 
     def append_log(self, record: Mapping[str, Any]) -> None:
@@ -58,16 +59,22 @@ class RunFolder:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def read_log(self) -> list[dict[str, Any]]:
-        """Records of all steps; a line cut short by a crash is left out."""
+        """Records of all steps; what a crash cut short is left out, with everything behind it."""
         if not self.log_path.exists():
             return []
         records = []
-        for line in self.log_path.read_text(encoding="utf-8").splitlines():
+        for line in self.log_path.read_bytes().splitlines():
             try:
                 records.append(json.loads(line))
-            except json.JSONDecodeError:
+            except ValueError:  # half a line, or half a character
                 break
         return records
+
+    def flush_log(self) -> None:
+        """Have the log on disk before a checkpoint that counts on it."""
+        if self.log_path.exists():
+            with self.log_path.open("rb+") as file:
+                os.fsync(file.fileno())
 
     def truncate_log(self, step: int) -> None:
         """Drop what was logged after the checkpoint a run resumes from."""
@@ -81,8 +88,13 @@ class RunFolder:
 
 
 def step_folder(step: int) -> str:
-    """Folder name of a step; sorts by step."""
+    """Folder name of a step."""
     return f"step-{step:06d}"
+
+
+def step_of(folder: Path) -> int:
+    """The step of a folder that `step_folder` named."""
+    return int(folder.name.rpartition("-")[2])
 
 
 def open_run(runs_dir: Path, run_name: str, fingerprint: str, job: Mapping[str, Any], workflow: str) -> RunFolder:
@@ -101,13 +113,13 @@ def open_run(runs_dir: Path, run_name: str, fingerprint: str, job: Mapping[str, 
         TrainerError: The folder holds something that is not a run.
     """
     runs_dir.mkdir(parents=True, exist_ok=True)
-    pattern = re.compile(re.escape(run_name) + r"(?:-(\d+))?")
-    taken = {path.name: path for path in runs_dir.iterdir() if pattern.fullmatch(path.name)}
+    pattern = re.compile(re.escape(run_name) + r"(?:-(\d+))?", re.IGNORECASE)  # some disks ignore case
+    taken = {path.name.casefold(): path for path in runs_dir.iterdir() if pattern.fullmatch(path.name)}
     for path in sorted(taken.values()):
         if _fingerprint_of(path) == fingerprint:
             return RunFolder(path=path)
     number = 1
-    while (name := run_name if number == 1 else f"{run_name}-{number}") in taken:
+    while (name := run_name if number == 1 else f"{run_name}-{number}").casefold() in taken:
         number += 1
     run = RunFolder(path=runs_dir / name)
     run.path.mkdir()

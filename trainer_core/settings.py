@@ -89,7 +89,9 @@ def describe_settings(cls: type) -> list[SettingField]:
 
 
 def check_settings(instance: Any) -> None:
-    """Check type, range and choice of every field; call it from `__post_init__`.
+    """Check type, range and choice of every field, and make whole numbers floats where a float is meant.
+
+    Call it from `__post_init__`.
 
     Raises:
         TrainerError: A value is of the wrong type, out of range or not a choice.
@@ -97,6 +99,9 @@ def check_settings(instance: Any) -> None:
     for field in describe_settings(type(instance)):
         value = getattr(instance, field.name)
         _check_type(field, value)
+        if isinstance(field.default, float) and isinstance(value, int):
+            value = float(value)  # 16 and 16.0 are one setting: the canvas sends the former
+            object.__setattr__(instance, field.name, value)
         if field.choices and value not in field.choices:
             raise TrainerError(f"{field.name} is {value!r}: choose one of {', '.join(field.choices)}")
         if isinstance(value, (int, float)) and not isinstance(value, bool):

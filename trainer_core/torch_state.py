@@ -10,9 +10,12 @@ import torch
 
 @contextmanager
 def preserved_torch_state(device: torch.device) -> Iterator[None]:
-    """Restore random number generators, default dtype and precision flags at the end."""
+    """Restore random number generators, default dtype and determinism at the end.
+
+    The precision of matrix products is not touched here or in training: torch 2.14 refuses to tell it once another pack
+    has used the newer of its two ways to set it.
+    """
     default_dtype = torch.get_default_dtype()
-    matmul_precision = torch.get_float32_matmul_precision()
     deterministic = torch.are_deterministic_algorithms_enabled()
     warn_only = torch.is_deterministic_algorithms_warn_only_enabled()
     benchmark = torch.backends.cudnn.benchmark
@@ -22,6 +25,5 @@ def preserved_torch_state(device: torch.device) -> Iterator[None]:
             yield
     finally:
         torch.set_default_dtype(default_dtype)
-        torch.set_float32_matmul_precision(matmul_precision)
         torch.use_deterministic_algorithms(deterministic, warn_only=warn_only)
         torch.backends.cudnn.benchmark = benchmark

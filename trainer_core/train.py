@@ -74,11 +74,20 @@ def _train_to_end(
             recorder.record_step(session.train_step())
         recorder.finish()
     except BaseException as error:
-        if session.is_consistent:
-            recorder.save_checkpoint()
         if not isinstance(error, StopTraining):
             context.emit(Event(kind="failed", run=run.name, data={"step": session.step, "message": str(error)}))
+        _rescue(session, recorder)
         raise
+
+
+def _rescue(session: TrainingSession, recorder: Recorder) -> None:
+    """Keep the finished steps; a failure to do so must not hide what ended the run."""
+    if not session.is_consistent:
+        return
+    try:
+        recorder.save_checkpoint()
+    except Exception:
+        logger.exception("The steps since the last checkpoint could not be saved")
 
 
 def _start_session(

@@ -87,6 +87,8 @@ def _read_canvas_format(content: Mapping[str, Any]) -> list[WorkflowNode]:
     by_id = {str(node["id"]): node for node in content["nodes"]}
     nodes = []
     for node_id, node in by_id.items():
+        if node.get("mode", 0) == BYPASSED and node["type"] in NODE_STEPS:
+            raise TrainerError(f"node {node_id} ({node['type']}) is bypassed: mute it or take it out, then save again")
         if node.get("mode", 0) in (MUTED, BYPASSED) or node["type"] in ("Reroute", "PrimitiveNode"):
             continue
         if node["type"] in subgraphs:

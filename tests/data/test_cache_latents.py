@@ -262,11 +262,11 @@ def test_progress_has_count_rate_and_eta(dataset: Dataset, tmp_path: Path, folde
     assert {event.kind for event in listener.events} == {"progress"}
     assert (events[0]["step"], events[-1]["step"], events[-1]["total"]) == (1, 5, 5)
     assert events[-1]["rate"] > 0
-    assert events[-1]["eta"] == 0
+    assert events[-1]["eta_seconds"] == 0
     assert len(events) <= 4
     listener.events.clear()
     fill(dataset, context, FakeVAE())
-    done = {"run": "cache_latents", "step": 5, "total": 5, "rate": 0.0, "eta": 0.0}
+    done = {"run": "cache_latents", "step": 5, "total": 5, "rate": 0.0, "eta_seconds": 0.0}
     assert [event.to_json() for event in listener.events] == [done]
 
 

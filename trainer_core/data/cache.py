@@ -10,12 +10,15 @@ from typing import Any, TypeVar
 
 from torch import Tensor
 
-from ..errors import TrainerError
-from .entries import read_entry
+from ..errors import CacheDamagedError, TrainerError
+from .entries import UnreadableEntry, read_entry
 from .index import EMBEDS_FOLDER, FORMAT_VERSION, LATENTS_FOLDER, EmbedIndex, LatentIndex
 
-LATENTS_REMEDY = "queue Cache Latents again"
-EMBEDS_REMEDY = "queue Cache Text Embeds again"
+REMEDIES = {
+    LATENTS_FOLDER: "queue Cache Latents again",
+    EMBEDS_FOLDER: "queue Cache Text Embeds again",
+}
+"""What to do when files of a cache are missing or damaged, by the cache's folder."""
 
 Index = TypeVar("Index", LatentIndex, EmbedIndex)
 
@@ -56,31 +59,42 @@ class TrainingSample:
     repeats: int
 
 
-def _read_index(index_path: str, kind: str, parse: Callable[[dict[str, Any], Path], Index], remedy: str) -> Index:
+def _damaged(folder: str, problem: str) -> CacheDamagedError:
+    return CacheDamagedError(f"{problem}: {REMEDIES[folder]}", cache=folder)
+
+
+def _read_index(index_path: str, folder: str, parse: Callable[[dict[str, Any], Path], Index]) -> Index:
     path = Path(index_path)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if (content["kind"], content["version"]) != (kind, FORMAT_VERSION):
-            raise TrainerError(f"{path} is not a {kind} index of this version: {remedy}")
+        if (content["kind"], content["version"]) != (folder, FORMAT_VERSION):
+            raise _damaged(folder, f"{path} is not a {folder} index of this version")
         return parse(content, path.parent.parent)
     except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
-        raise TrainerError(f"the cache index {path} is missing or damaged ({error}): {remedy}") from error
+        raise _damaged(folder, f"the cache index {path} is missing or damaged ({error})") from error
 
 
-def _check_entries(paths: list[Path], remedy: str) -> None:
+def _check_entries(paths: list[Path], folder: str) -> None:
     missing = [path for path in paths if not path.is_file()]
     if missing:
-        raise TrainerError(f"{len(missing)} of {len(paths)} cache entries are gone, such as {missing[0]}: {remedy}")
+        raise _damaged(folder, f"{len(missing)} of {len(paths)} cache entries are gone, such as {missing[0]}")
+
+
+def _read_entry(path: Path, folder: str) -> Tensor:
+    try:
+        return read_entry(path)
+    except UnreadableEntry as error:
+        raise _damaged(folder, f"cache entry {path} is missing or damaged ({error})") from error
 
 
 def read_latent_index(cache: LatentCache) -> LatentIndex:
     """Read the index of a latent cache.
 
     Raises:
-        TrainerError: The index or entries were deleted.
+        CacheDamagedError: The index or entries were deleted or damaged.
     """
-    index = _read_index(cache.index_path, LATENTS_FOLDER, LatentIndex.from_json, LATENTS_REMEDY)
-    _check_entries([index.path_of(sample) for sample in index.samples], LATENTS_REMEDY)
+    index = _read_index(cache.index_path, LATENTS_FOLDER, LatentIndex.from_json)
+    _check_entries([index.path_of(sample) for sample in index.samples], LATENTS_FOLDER)
     return index
 
 
@@ -88,22 +102,30 @@ def read_embed_index(cache: EmbedCache) -> EmbedIndex:
     """Read the index of a text cache.
 
     Raises:
-        TrainerError: The index or entries were deleted.
+        CacheDamagedError: The index or entries were deleted or damaged.
     """
-    index = _read_index(cache.index_path, EMBEDS_FOLDER, EmbedIndex.from_json, EMBEDS_REMEDY)
+    index = _read_index(cache.index_path, EMBEDS_FOLDER, EmbedIndex.from_json)
     captions = [index.path_of(sample) for sample in index.samples]
-    _check_entries([*captions, *index.prompts.values(), *index.negative_prompts.values()], EMBEDS_REMEDY)
+    _check_entries([*captions, *index.prompts.values(), *index.negative_prompts.values()], EMBEDS_FOLDER)
     return index
 
 
 def load_latents(path: Path) -> Tensor:
-    """[16, height / 8, width / 8] float32 latents of one picture, scaled for the network."""
-    return read_entry(path, LATENTS_REMEDY)
+    """[16, height / 8, width / 8] float32 latents of one picture, scaled for the network.
+
+    Raises:
+        CacheDamagedError: The entry is missing or damaged.
+    """
+    return _read_entry(path, LATENTS_FOLDER)
 
 
 def load_embeds(path: Path) -> Tensor:
-    """[tokens, width] float32 text states of one prompt, without padding."""
-    return read_entry(path, EMBEDS_REMEDY)
+    """[tokens, width] float32 text states of one prompt, without padding.
+
+    Raises:
+        CacheDamagedError: The entry is missing or damaged.
+    """
+    return _read_entry(path, EMBEDS_FOLDER)
 
 
 def join_samples(latents: LatentIndex, embeds: EmbedIndex) -> tuple[TrainingSample, ...]:

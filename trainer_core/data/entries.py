@@ -11,7 +11,6 @@ import torch
 from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
-from ..errors import TrainerError
 from ..files import write_safetensors_atomically
 
 TENSOR = "tensor"
@@ -71,19 +70,19 @@ def read_notes(path: Path) -> list[str]:
         return [str(note) for note in json.loads(file.metadata()["notes"])]
 
 
-def read_entry(path: Path, remedy: str) -> Tensor:
+class UnreadableEntry(Exception):
+    """An entry is missing or damaged."""
+
+
+def read_entry(path: Path) -> Tensor:
     """An entry's tensor in float32 on the CPU.
 
-    Args:
-        path: An entry that an index names.
-        remedy: What to do when it is gone, for the message.
-
     Raises:
-        TrainerError: It is missing or damaged.
+        UnreadableEntry: It is missing or damaged.
     """
     try:
         with safe_open(path, "pt") as file:
             # A copy, for safetensors maps the file: a mapped one may not be replaced on Windows, or shrink anywhere.
             return file.get_tensor(TENSOR).to(torch.float32, copy=True)
     except (SafetensorError, OSError) as error:
-        raise TrainerError(f"cache entry {path} is missing or damaged ({error}): {remedy}") from error
+        raise UnreadableEntry(str(error)) from error

@@ -51,5 +51,5 @@ class Progress:
     def _emit(self, seconds: float) -> None:
         rate = (self.num_done - self._num_reused) / max(seconds, 1e-6)
         eta = (self.total - self.num_done) / rate if rate else 0.0
-        data = {"step": self.num_done, "total": self.total, "rate": rate, "eta": eta}
+        data = {"step": self.num_done, "total": self.total, "rate": rate, "eta_seconds": eta}
         self.context.emit(Event(kind="progress", run=self.run, data=data))

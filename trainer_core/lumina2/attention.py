@@ -5,16 +5,24 @@ Shape suffixes: S tokens of all samples, B samples, N longest sample, H query he
 
 from __future__ import annotations
 
+import functools
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-try:
-    from torch.nn.attention.varlen import varlen_attn
-except ImportError:  # torch < 2.10: the padded path serves every device
-    varlen_attn = None  # type: ignore[assignment]
+
+@functools.cache
+def _find_varlen_attention() -> Callable[..., Tensor] | None:
+    """PyTorch's attention over packed sequences; None before 2.10, where the padded path serves every device."""
+    try:
+        from torch.nn.attention.varlen import varlen_attn  # here, because importing it takes 0.1 s
+    except ImportError:
+        return None
+    return cast("Callable[..., Tensor]", varlen_attn)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,27 +74,47 @@ def attend(query_SHE: Tensor, key_SKE: Tensor, value_SKE: Tensor, segments: Segm
     """
     if segments.padded_index_BN is None:
         return _attend_equal(query_SHE, key_SKE, value_SKE, len(segments.lengths))
-    if varlen_attn is not None and query_SHE.is_cuda and query_SHE.dtype in (torch.bfloat16, torch.float16):
-        groups = query_SHE.shape[1] // key_SKE.shape[1]
-        out_SHE = varlen_attn(
+    varlen_attention = _find_varlen_attention() if _has_flash(query_SHE) else None
+    if varlen_attention is not None:
+        return varlen_attention(
             query_SHE,
-            key_SKE.repeat_interleave(groups, 1),
-            value_SKE.repeat_interleave(groups, 1),
+            _repeat_heads(key_SKE, query_SHE.shape[1]),
+            _repeat_heads(value_SKE, query_SHE.shape[1]),
             segments.offsets,
             segments.offsets,
             max(segments.lengths),
             max(segments.lengths),
         )
-        assert isinstance(out_SHE, Tensor), "nothing but the output was asked for"
-        return out_SHE
     return _attend_padded(query_SHE, key_SKE, value_SKE, segments)
+
+
+def _has_flash(query_SHE: Tensor) -> bool:
+    """Whether the GPU has flash attention for these values: half precision on Ampere or newer."""
+    is_half = query_SHE.dtype in (torch.bfloat16, torch.float16)
+    return query_SHE.is_cuda and is_half and torch.cuda.get_device_capability(query_SHE.device) >= (8, 0)
+
+
+def _repeat_heads(x_SKE: Tensor, num_heads: int) -> Tensor:
+    """Give every query head a key or value head of its own: [S, K, E] -> [S, H, E]."""
+    return x_SKE.repeat_interleave(num_heads // x_SKE.shape[1], 1)
+
+
+def _scaled_dot_product(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """[B, H, N, E] from heads first. Grouped heads are left to PyTorch only where that stays on a fast kernel."""
+    is_grouped_fast = not query.is_cuda and query.device.type != "mps"
+    if query.is_cuda and mask is None:
+        is_grouped_fast = query.dtype in (torch.bfloat16, torch.float16)
+    if not is_grouped_fast:
+        # torch 2.6 to 2.14 computes grouped heads with a mask or in float32 by the quadratic math kernel on CUDA.
+        key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))
+    return F.scaled_dot_product_attention(query, key, value, attn_mask=mask, enable_gqa=is_grouped_fast)
 
 
 def _attend_equal(query_SHE: Tensor, key_SKE: Tensor, value_SKE: Tensor, num_samples: int) -> Tensor:
     query, key, value = (
         x.unflatten(0, (num_samples, -1)).transpose(1, 2) for x in (query_SHE, key_SKE, value_SKE)
     )  # [S, H, E] -> [B, H, N, E]
-    out_BHNE = F.scaled_dot_product_attention(query, key, value, enable_gqa=True)
+    out_BHNE = _scaled_dot_product(query, key, value, None)
     return out_BHNE.transpose(1, 2).flatten(0, 1)  # [B, H, N, E] -> [S, H, E]
 
 
@@ -97,5 +125,5 @@ def _attend_padded(query_SHE: Tensor, key_SKE: Tensor, value_SKE: Tensor, segmen
     query, key, value = (
         x.index_select(0, index).unflatten(0, shape_BN).transpose(1, 2) for x in (query_SHE, key_SKE, value_SKE)
     )  # [S, H, E] -> [B, H, N, E]
-    out_BHNE = F.scaled_dot_product_attention(query, key, value, attn_mask=segments.mask_B11N, enable_gqa=True)
+    out_BHNE = _scaled_dot_product(query, key, value, segments.mask_B11N)
     return out_BHNE.transpose(1, 2).flatten(0, 1).index_select(0, segments.packed_index_S)  # [B, H, N, E] -> [S, H, E]

@@ -93,7 +93,10 @@ def fill_parameters(module: nn.Module, plan: Plan, *, device: torch.device, dtyp
 def read_weight(
     entry: TensorEntry, files: Mapping[Path, BufferedReader], device: torch.device, dtype: torch.dtype
 ) -> Tensor:
-    stored = read_tensor(entry, files[entry.path]).to(device)
+    stored = read_tensor(entry, files[entry.path])
+    if device.type == "mps" and entry.dtype.startswith("F8"):
+        stored = stored.to(dtype)  # Apple's GPUs know no fp8
+    stored = stored.to(device)
     if entry.scale is None:
         return stored.to(dtype)
     scale = read_tensor(entry.scale, files[entry.scale.path]).to(device)

@@ -7,6 +7,7 @@ and step (data/batches.py), so the step is all that has to be stored of them.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import shutil
 import uuid
@@ -21,6 +22,8 @@ from torch import Tensor, nn
 
 from ..errors import TrainerError
 from ..files import write_json_atomically, write_safetensors_atomically
+
+logger = logging.getLogger(__name__)
 
 STATE_TENSORS = "training_state.safetensors"
 STATE_JSON = "training_state.json"
@@ -75,13 +78,17 @@ def _parameter_indices(state: Mapping[str, Any]) -> list[int]:
 
 def list_checkpoints(checkpoints_dir: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
-    return sorted(path for path in checkpoints_dir.glob("step-*") if (path / STATE_JSON).exists())
+    whole = (path for path in checkpoints_dir.glob("step-*") if (path / STATE_JSON).exists())
+    return sorted(whole, key=lambda path: int(path.name.rpartition("-")[2]))
 
 
 def prune_checkpoints(checkpoints_dir: Path, num_kept: int) -> None:
-    """Delete all but the newest, and what a crash left behind."""
+    """Delete all but the newest, and what a crash left behind; what another program holds open stays for now."""
     for path in [*list_checkpoints(checkpoints_dir)[:-num_kept], *checkpoints_dir.glob(".step-*.tmp")]:
-        shutil.rmtree(path)
+        try:
+            shutil.rmtree(path)
+        except OSError as error:
+            logger.warning("%s cannot be deleted now: %s", path, error)
 
 
 def load_checkpoint(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> int:

@@ -77,11 +77,8 @@ class TrainingSession:
 
     def __post_init__(self) -> None:
         self.stream = SampleStream([sample.repeats for sample in self.samples], self.plan.seed)
-        self._load = functools.lru_cache(maxsize=SAMPLES_IN_MEMORY)(self._read)
-
-    def _read(self, index: int) -> tuple[Tensor, Tensor]:
-        sample = self.samples[index]
-        return load_latents(sample.latents_path), load_embeds(sample.embeds_path)
+        # Wraps a function, not a method: that would tie this session, and with it the model, to itself.
+        self._load = functools.lru_cache(maxsize=SAMPLES_IN_MEMORY)(functools.partial(_read_sample, self.samples))
 
     def make_batch(self, first_position: int) -> tuple[NoisyBatch, Tensor, list[str]]:
         """The batch that starts at a position of the stream.
@@ -165,3 +162,8 @@ class TrainingSession:
         self.optimizer.zero_grad(set_to_none=True)
         self.step += 1
         self.is_consistent = True
+
+
+def _read_sample(samples: Sequence[TrainingSample], index: int) -> tuple[Tensor, Tensor]:
+    """Latents and text states of one sample."""
+    return load_latents(samples[index].latents_path), load_embeds(samples[index].embeds_path)
