@@ -1,36 +1,49 @@
-"""Notices that a file which a cached node output points to has been deleted."""
+"""Notices that what a cached node output points to has been deleted or damaged."""
 
 from __future__ import annotations
 
 import threading
+from collections import Counter, defaultdict
 from pathlib import Path
 
 
 class FileWatch:
-    """Counts watched files that have gone.
+    """Counts, for each topic, the outputs that have been lost.
 
-    ComfyUI keeps a node's output as long as its inputs and its fingerprint stay the same. With this count as the
-    fingerprint, deleting a cache or a run folder makes the nodes run again instead of handing out a dead path.
+    ComfyUI keeps a node's output as long as its inputs and its fingerprint stay the same. With the count of its topic
+    as fingerprint, a node runs again instead of handing out a dead path, and nodes of other topics don't: everything
+    behind a node that runs again runs again too, down to Save Adapter and KSampler.
     """
 
     def __init__(self) -> None:
-        self._paths: set[Path] = set()
-        self._num_lost = 0
+        self._paths: defaultdict[str, set[Path]] = defaultdict(set)
+        self._num_lost: Counter[str] = Counter()
         self._lock = threading.Lock()
 
-    def add(self, path: Path) -> None:
+    def add(self, topic: str, path: Path) -> None:
         """Watch one more file."""
         with self._lock:
-            self._paths.add(path)
+            self._paths[topic].add(path)
 
-    def count_lost(self) -> int:
-        """How many watched files have gone so far; it never falls."""
+    def mark_lost(self, topic: str) -> None:
+        """Something was found damaged that no look at the watched files shows."""
         with self._lock:
-            lost = {path for path in self._paths if not path.exists()}
-            self._paths -= lost
-            self._num_lost += len(lost)
-            return self._num_lost
+            self._num_lost[topic] += 1
+
+    def count_lost(self, topic: str) -> int:
+        """How many losses of a topic there were so far; it never falls."""
+        with self._lock:
+            lost = {path for path in self._paths[topic] if not path.exists()}
+            self._paths[topic] -= lost
+            self._num_lost[topic] += len(lost)
+            return self._num_lost[topic]
 
 
 FILES = FileWatch()
-"""Files of this process's nodes."""
+"""Files of this process's nodes, under the topics below and the folders of the caches (data/index.py)."""
+ANY_RUN = "run "
+
+
+def run_topic(run_name: str | None) -> str:
+    """The topic of the runs of one name; of all runs if the name is unknown because another node gives it."""
+    return ANY_RUN + (run_name or "")

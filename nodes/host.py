@@ -15,9 +15,10 @@ import folder_paths
 import torch
 from server import PromptServer
 
-from ..trainer_core.context import DEMO_DIR, RUNS_FOLDER, StepContext
+from ..trainer_core.context import RUNS_FOLDER, StepContext
 from ..trainer_core.data.folder import DEMO_FOLDER
-from ..trainer_core.errors import StopTraining, TrainerError
+from ..trainer_core.data.listing import fingerprint_dataset_folder
+from ..trainer_core.errors import CacheDamagedError, StopTraining, TrainerError
 from ..trainer_core.events import Event, Request
 from ..trainer_core.lumina2.base_files import (
     BASE_KINDS,
@@ -28,7 +29,7 @@ from ..trainer_core.lumina2.base_files import (
     VAE_KINDS,
 )
 from ..trainer_core.torch_state import preserved_torch_state
-from .file_watch import FILES
+from .file_watch import ANY_RUN, FILES, run_topic
 from .live_runs import RUNS, Status
 from .throttle import Throttle
 
@@ -45,6 +46,8 @@ def readable_errors() -> Iterator[None]:
     try:
         yield
     except TrainerError as error:
+        if isinstance(error, CacheDamagedError):
+            FILES.mark_lost(error.cache)
         raise ValueError(str(error)) from None
     except ModuleNotFoundError as error:
         package = (error.name or "").partition(".")[0]
@@ -70,6 +73,7 @@ def running_step(hidden: Any, *, uses_device: bool = True) -> Iterator[StepConte
     device = memory.get_torch_device()
     with readable_errors(), torch.inference_mode(False), torch.enable_grad(), preserved_torch_state(device):
         if uses_device:
+            gc.collect()  # what a cancelled step left in reference cycles may hold a whole model
             memory.unload_all_models()
             memory.soft_empty_cache()
         try:
@@ -208,12 +212,8 @@ def fingerprint_models(names: Mapping[str, Any]) -> str:
 
 
 def fingerprint_folder(folder: str | None) -> str:
-    """Changes when a file below a dataset folder is added, removed or written."""
-    try:
-        path = DEMO_DIR if folder == DEMO_FOLDER else build_context().resolve_inside_roots(folder or "", "folder")
-    except TrainerError:
-        return ""
-    return _fingerprint(path.rglob("*"))
+    """Changes when a picture or caption below a dataset folder is added, removed, renamed or written."""
+    return fingerprint_dataset_folder(folder or "", build_context())
 
 
 def _fingerprint(paths: Any) -> str:
@@ -233,14 +233,30 @@ def check_dataset_folder(folder: str | None) -> bool | str:
     return True
 
 
-def watch_file(path: str | Path) -> None:
-    """Remember a file that a cached output of a node points to."""
-    FILES.add(Path(path))
+def watch_cache(folder: str, index_path: str) -> None:
+    """Remember a cache that a node's output points to.
+
+    Args:
+        folder: LATENTS_FOLDER or EMBEDS_FOLDER.
+        index_path: The cache's index.
+    """
+    FILES.add(folder, Path(index_path))
 
 
-def count_lost_files() -> int:
-    """How many of the watched files have been deleted; as a node's fingerprint it makes the host run the node again."""
-    return FILES.count_lost()
+def count_lost_caches(folder: str) -> int:
+    """How many caches of this kind were deleted or damaged: a fingerprint that makes the host run the node again."""
+    return FILES.count_lost(folder)
+
+
+def watch_run(run_name: str, adapter_path: str) -> None:
+    """Remember a finished run that a node's output points to."""
+    for topic in (run_topic(run_name), ANY_RUN):
+        FILES.add(topic, Path(adapter_path))
+
+
+def count_lost_runs(run_name: str | None) -> int:
+    """How many runs of this name were deleted, of any name if it is None: a fingerprint, as `count_lost_caches`."""
+    return FILES.count_lost(run_topic(run_name))
 
 
 def view_of(path: Path) -> dict[str, str]:

@@ -37,10 +37,6 @@ class Lumina2ForInference(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, strength: float | None = None) -> int:
-        return host.count_lost_files()
-
-    @classmethod
     def execute(cls, model: Lumina2Model, strength: float, adapter: Adapter | None = None) -> io.NodeOutput:
         with host.readable_errors():
             return io.NodeOutput(*host_models.load_host_models(model, adapter, strength))

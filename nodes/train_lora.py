@@ -71,7 +71,7 @@ class TrainLoRA(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **widgets: Any) -> int:
-        return host.count_lost_files()
+        return host.count_lost_runs(widgets.get("run_name"))
 
     @classmethod
     def execute(
@@ -87,8 +87,9 @@ class TrainLoRA(io.ComfyNode):
         **widgets: Any,
     ) -> io.NodeOutput:
         with host.running_step(cls.hidden) as context:
+            settings = TrainLoRASettings(**widgets)
             result = steps.train_lora(
-                TrainLoRASettings(**widgets),
+                settings,
                 model=model,
                 latents=latents,
                 embeds=embeds,
@@ -99,6 +100,6 @@ class TrainLoRA(io.ComfyNode):
                 checkpoints=checkpoints,
                 context=context,
             )
-            host.watch_file(result.adapter.path)
+            host.watch_run(settings.run_name, result.adapter.path)
             pictures = read_images(result.validation_images)
             return io.NodeOutput(result.adapter, read_lora(result.adapter.path), to_loss_map(result.losses), pictures)

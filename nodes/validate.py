@@ -41,10 +41,6 @@ class Validate(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, **widgets: Any) -> int:
-        return host.count_lost_files()
-
-    @classmethod
     def execute(cls, model: Lumina2Model, adapter: Adapter | None = None, **widgets: Any) -> io.NodeOutput:
         with host.running_step(cls.hidden) as context:
             result = steps.validate(ValidateSettings(**widgets), model=model, adapter=adapter, context=context)

@@ -3,9 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import importlib
+import os
 import sys
 import types
+import weakref
+from pathlib import Path
 from typing import Any
 
 
@@ -16,7 +20,14 @@ def main(datasets_dir: str) -> dict[str, Any]:
     server = importlib.import_module("server").PromptServer(asyncio.new_event_loop())
     server.send_sync = lambda *args: SENT.append(args[:2])
     importlib.import_module("folder_paths").add_model_folder_path("lumina2_datasets", datasets_dir)
-    return {**what_a_step_meets(), **how_errors_come_out(), **how_an_interruption_ends(), **what_is_sent()}
+    return {
+        **what_a_step_meets(),
+        **how_errors_come_out(),
+        **how_an_interruption_ends(),
+        **what_is_sent(),
+        **what_changes_a_folder(Path(datasets_dir)),
+        **what_changes_a_cache(),
+    }
 
 
 SENT: list[tuple[str, dict]] = []
@@ -33,6 +44,8 @@ def what_a_step_meets() -> dict[str, Any]:
     patcher = comfy.model_patcher.ModelPatcher(torch.nn.Linear(4, 4), load_device=cpu, offload_device=cpu)
     memory.load_models_gpu([patcher])
     loaded_before = len(memory.current_loaded_models)
+    gc.disable()
+    garbage = weakref.ref(_make_cycle())
     torch.manual_seed(1)
     expected = torch.rand(1).item()
     torch.manual_seed(1)
@@ -40,6 +53,8 @@ def what_a_step_meets() -> dict[str, Any]:
         with host.running_step(HIDDEN) as context:
             inside = [torch.is_inference_mode_enabled(), torch.is_grad_enabled()]
             loaded_inside = len(memory.current_loaded_models)
+            is_garbage_alive = garbage() is not None
+            gc.enable()
             torch.set_default_dtype(torch.float64)
             torch.use_deterministic_algorithms(True)
             torch.manual_seed(99)
@@ -47,12 +62,22 @@ def what_a_step_meets() -> dict[str, Any]:
     return {
         "modes": [*inside, after],
         "loaded": [loaded_before, loaded_inside],
+        "is_garbage_alive": is_garbage_alive,
         "dtype": str(torch.get_default_dtype()),
         "is_deterministic": torch.are_deterministic_algorithms_enabled(),
         "has_same_draw": torch.rand(1).item() == expected,
         "roots": [str(root) for root in context.roots],
         "workflow": context.workflow,
     }
+
+
+def _make_cycle() -> Any:
+    """Something that only a garbage collection frees, as what a cancelled step leaves behind may be."""
+    import torch
+
+    cycle = torch.nn.Linear(4, 4)
+    cycle.itself = [cycle]
+    return cycle
 
 
 def how_errors_come_out() -> dict[str, Any]:
@@ -118,3 +143,39 @@ def what_is_sent() -> dict[str, Any]:
     steps = [payload["step"] for name, payload in SENT if name == "lumina2_trainer.progress"]
     validation = next(payload for name, payload in SENT if name == "lumina2_trainer.validation")
     return {"first_and_last": [steps[0], steps[-1]], "num_sent": len(steps), "validation": validation}
+
+
+def what_changes_a_folder(datasets_dir: Path) -> dict[str, Any]:
+    """Fingerprints of a dataset folder that no count, sum of sizes or newest time tells apart."""
+    from lumina2_trainer.nodes import host
+
+    folder = datasets_dir / "changing"
+    folder.mkdir()
+    for name in ("a", "b"):
+        (folder / f"{name}.png").write_bytes(b"0")
+        (folder / f"{name}.txt").write_text(f"{name} caption longer by {name}", "utf-8")
+    os.utime(folder / "a.txt", (1, 1))
+    fingerprints = [host.fingerprint_folder(str(folder)) for _ in range(2)]
+    (folder / "a.txt").rename(folder / "c.txt")
+    (folder / "b.txt").rename(folder / "a.txt")
+    (folder / "c.txt").rename(folder / "b.txt")
+    fingerprints.append(host.fingerprint_folder(str(folder)))
+    (folder / "a.png").rename(folder / "d.png")
+    fingerprints.append(host.fingerprint_folder(str(folder)))
+    return {"folder_fingerprints": fingerprints}
+
+
+def what_changes_a_cache() -> dict[str, Any]:
+    """Counts before and after a step found latents damaged."""
+    from lumina2_trainer.nodes import host
+    from lumina2_trainer.trainer_core.errors import CacheDamagedError
+
+    def damage() -> None:
+        raise CacheDamagedError("an entry is gone: queue Cache Latents again", cache="latents")
+
+    def count() -> list[int]:
+        return [host.count_lost_caches(folder) for folder in ("latents", "text_embeds")]
+
+    before = count()
+    outcome = _outcome(host, damage)
+    return {"damage": outcome, "lost_caches": [before, count()]}

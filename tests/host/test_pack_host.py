@@ -28,6 +28,21 @@ def test_host_models_give_their_memory_back_first(facts: dict[str, Any]) -> None
     assert facts["loaded"] == [1, 0]
 
 
+def test_what_a_cancelled_step_left_in_cycles_is_gone_before_the_next(facts: dict[str, Any]) -> None:
+    assert facts["is_garbage_alive"] is False
+
+
+def test_swapped_captions_and_a_renamed_picture_change_a_folder(facts: dict[str, Any]) -> None:
+    first, same, captions_swapped, picture_renamed = facts["folder_fingerprints"]
+    assert first == same
+    assert len({first, captions_swapped, picture_renamed}) == 3
+
+
+def test_damage_to_one_cache_is_counted_for_that_cache(facts: dict[str, Any]) -> None:
+    assert facts["damage"] == ["ValueError", "an entry is gone: queue Cache Latents again"]
+    assert facts["lost_caches"] == [[0, 0], [1, 0]]
+
+
 def test_torch_is_left_as_it_was(facts: dict[str, Any]) -> None:
     assert (facts["dtype"], facts["is_deterministic"], facts["has_same_draw"]) == ("torch.float32", False, True)
 

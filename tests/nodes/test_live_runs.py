@@ -1,10 +1,7 @@
-"""Requests to running runs, what is sent of their events, and files that have gone."""
+"""Requests to running runs, and what is sent of their events."""
 
 from __future__ import annotations
 
-from pathlib import Path
-
-from lumina2_trainer.nodes.file_watch import FileWatch
 from lumina2_trainer.nodes.live_runs import LiveRuns
 from lumina2_trainer.nodes.throttle import Throttle
 
@@ -61,16 +58,3 @@ def test_at_most_three_of_a_kind_a_second() -> None:
         sent += throttle.allows("progress")
     assert sent == 3
     assert throttle.allows("validation")
-
-
-def test_lost_files_are_counted_and_never_forgotten(tmp_path: Path) -> None:
-    watch = FileWatch()
-    for name in ("a", "b"):
-        (tmp_path / name).write_text("")
-        watch.add(tmp_path / name)
-    assert watch.count_lost() == 0
-    (tmp_path / "a").unlink()
-    assert watch.count_lost() == 1
-    (tmp_path / "a").write_text("")
-    watch.add(tmp_path / "a")
-    assert watch.count_lost() == 1
