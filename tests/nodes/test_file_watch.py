@@ -1,0 +1,47 @@
+"""Files that have gone: whom they concern."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from lumina2_trainer.nodes.file_watch import FileWatch, run_topic
+
+
+def write(path: Path) -> Path:
+    path.write_text("")
+    return path
+
+
+def test_lost_files_are_counted_and_never_forgotten(tmp_path: Path) -> None:
+    watch = FileWatch()
+    for name in ("a", "b"):
+        watch.add("latents", write(tmp_path / name))
+    assert watch.count_lost("latents") == 0
+    (tmp_path / "a").unlink()
+    assert watch.count_lost("latents") == 1
+    watch.add("latents", write(tmp_path / "a"))
+    assert watch.count_lost("latents") == 1
+
+
+def test_a_lost_file_concerns_its_topic_alone(tmp_path: Path) -> None:
+    watch = FileWatch()
+    for topic in ("latents", "text_embeds", run_topic("cat"), run_topic("dog")):
+        watch.add(topic, write(tmp_path / topic))
+    (tmp_path / run_topic("cat")).unlink()
+    counts = [watch.count_lost(topic) for topic in ("latents", "text_embeds", run_topic("cat"), run_topic("dog"))]
+    assert counts == [0, 0, 1, 0]
+
+
+def test_a_file_is_lost_to_each_topic_it_belongs_to(tmp_path: Path) -> None:
+    watch = FileWatch()
+    for topic in (run_topic("cat"), run_topic(None)):
+        watch.add(topic, write(tmp_path / "adapter"))
+    (tmp_path / "adapter").unlink()
+    assert [watch.count_lost(topic) for topic in (run_topic("cat"), run_topic(None))] == [1, 1]
+
+
+def test_damage_counts_although_the_watched_file_is_there(tmp_path: Path) -> None:
+    watch = FileWatch()
+    watch.add("latents", write(tmp_path / "index"))
+    watch.mark_lost("latents")
+    assert watch.count_lost("latents") == 1
