@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable
 
 from aiohttp import web
 
 from . import host
 from .live_runs import RUNS
-from .run_state import find_newest_run, is_run_name, read_state
+from .run_state import draws_pictures, find_newest_run, is_run_name, read_state
 
 ACTIONS = ("stop", "save", "validate")
 
@@ -28,8 +29,9 @@ async def get_run(request: web.Request) -> web.Response:
         return web.json_response({"error": f"{run!r} is not a run name"}, status=400)
     is_search = bool(request.query.get("newest"))
     if is_search:
-        run = find_newest_run(host.runs_dir(), run)
-    state = read_state(host.runs_dir() / run, RUNS.snapshot(run), host.view_of)
+        run = await asyncio.to_thread(find_newest_run, host.runs_dir(), run)
+    # In a thread, because the log of a long run takes its time and the server has one event loop.
+    state = await asyncio.to_thread(read_state, host.runs_dir() / run, RUNS.snapshot(run), host.view_of)
     if state is None and not is_search:
         return web.json_response({"error": f"there is no run {run!r}"}, status=404)
     return web.json_response(state)
@@ -43,8 +45,15 @@ def _post_action(action: str) -> Callable[[web.Request], Awaitable[web.Response]
         run = request.match_info["run"]
         if not is_run_name(run):
             return web.json_response({"error": f"{run!r} is not a run name"}, status=400)
-        if not RUNS.ask(run, action):
-            return web.json_response({"error": f"run {run!r} is not running"}, status=409)
+        if refusal := await asyncio.to_thread(_ask, run, action):
+            return web.json_response({"error": refusal}, status=409)
         return web.json_response({"run": run, "asked": action})
 
     return post
+
+
+def _ask(run: str, action: str) -> str:
+    """Ask a run for an action; why that cannot be done, or an empty text."""
+    if action == "validate" and RUNS.snapshot(run) and not draws_pictures(host.runs_dir() / run):
+        return f"run {run!r} has no validation prompts: connect Validation Prompts to Train and queue it again"
+    return "" if RUNS.ask(run, action) else f"run {run!r} is not running"

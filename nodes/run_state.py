@@ -68,10 +68,18 @@ def read_state(
     }
 
 
+def draws_pictures(path: Path) -> bool:
+    """Whether a run has validation prompts."""
+    validation = _read_job(RunFolder(path=path)).get("validation") or {}
+    return bool(validation.get("prompts", "").strip())
+
+
 def _num_steps(run: RunFolder) -> int:
-    if not run.job_path.exists():
-        return 0
-    return json.loads(run.job_path.read_text(encoding="utf-8")).get("train", {}).get("steps", 0)
+    return _read_job(run).get("train", {}).get("steps", 0)
+
+
+def _read_job(run: RunFolder) -> dict[str, Any]:
+    return json.loads(run.job_path.read_text(encoding="utf-8")) if run.job_path.exists() else {}
 
 
 def _mean_seconds(records: list[dict[str, Any]]) -> float | None:

@@ -7,7 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
-from lumina2_trainer.nodes.run_state import MAX_CURVE_POINTS, find_newest_run, is_run_name, read_state
+from lumina2_trainer.nodes.run_state import MAX_CURVE_POINTS, draws_pictures, find_newest_run, is_run_name, read_state
 
 
 def view_of(path: Path) -> dict[str, str]:
@@ -73,6 +73,20 @@ def test_newest_run_is_the_one_written_last(tmp_path: Path) -> None:
         os.utime(log, (seconds, seconds))
     assert find_newest_run(tmp_path, "a") == "a-2"
     assert find_newest_run(tmp_path, "none") == "none"
+
+
+@pytest.mark.parametrize(
+    ("job", "expected"),
+    [
+        ({"validation": {"prompts": "a cat\n"}}, True),
+        ({"validation": {"prompts": " \n"}}, False),
+        ({"validation": None}, False),
+        ({}, False),
+    ],
+)
+def test_a_run_draws_pictures_only_with_validation_prompts(tmp_path: Path, job: dict, expected: bool) -> None:
+    (tmp_path / "job.json").write_text(json.dumps(job), "utf-8")
+    assert draws_pictures(tmp_path) is expected
 
 
 @pytest.mark.parametrize("name", ["", ".", "..", "a/b", "a\\b", "-a", "cache", "a\n", "ä", "a" * 121])
