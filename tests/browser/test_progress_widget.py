@@ -124,7 +124,7 @@ def test_numbers_are_said_in_plain_words(open_page: Callable[..., Frontend]) -> 
             const seconds = [0.123, 4.56, 59.7, 200, 7500, NaN].map(formatSeconds)
             const numbers = [0.41234, 1e-5, 0].map(formatNumber)
             const words = { of: "of", rate: "a second", left: "left" }
-            return [...seconds, ...numbers, describeCount({ step: 12, total: 40, rate: 3.14, eta: 9 }, words)]
+            return [...seconds, ...numbers, describeCount({ step: 12, total: 40, rate: 3.14, eta_seconds: 9 }, words)]
         }"""
     )
     assert words == [

@@ -38,10 +38,10 @@ function attach(node) {
 }
 
 /** Such as "12 of 40, 3.1 a second, 9 s left". */
-export function describeCount({ step, total, rate, eta }, words) {
+export function describeCount({ step, total, rate, eta_seconds: seconds }, words) {
   const parts = [`${step} ${words.of} ${total}`];
   if (rate) parts.push(`${rate.toFixed(1)} ${words.rate}`);
-  if (eta) parts.push(`${formatSeconds(eta)} ${words.left}`);
+  if (seconds) parts.push(`${formatSeconds(seconds)} ${words.left}`);
   return parts.join(", ");
 }
 
