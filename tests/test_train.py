@@ -235,3 +235,52 @@ def test_two_processes_cannot_train_the_same_run(fresh: Setup) -> None:
         pytest.raises(TrainerError, match="run 'run' is being trained by another process"),
     ):
         fresh.train()
+
+
+def test_pictures_of_another_validation_of_the_same_step_do_not_mix(fresh: Setup) -> None:
+    import shutil
+
+    first = fresh.train(validation=PROMPTS)
+    assert len(first.validation_images) == 2
+    for name in ("final", "checkpoints"):
+        shutil.rmtree(Path(first.adapter.run_dir) / name)
+    again = fresh.train(validation=replace(PROMPTS, prompts="a red square"))
+    assert [path.name for path in again.validation_images] == ["00.png"]
+
+
+def test_resume_is_exact_with_dropout_and_accumulation(fresh: Setup, tmp_path: Path) -> None:
+    from lumina2_trainer.trainer_core.adapters.lora import LoRASettings
+
+    settings = {
+        "adapter_settings": LoRASettings(dropout=0.5),
+        "optimizer_settings": OptimizerSettings(gradient_accumulation_steps=2),
+    }
+    whole = fresh.train(**settings)
+    other = fresh.moved_to(tmp_path / "stopped")
+    with pytest.raises(StopTraining):
+        other.with_stop(StopAfter(3)).train(**settings)
+    resumed = other.train(**settings)
+    assert resumed.losses == whole.losses
+    assert_equal_tensors(final_tensors(whole.adapter.run_dir), final_tensors(resumed.adapter.run_dir))
+
+
+def test_whole_numbers_from_the_canvas_name_the_same_job(fresh: Setup) -> None:
+    first = fresh.train(replace(TRAIN, alpha=3.0))
+    assert fresh.train(replace(TRAIN, alpha=3)).adapter.run_dir == first.adapter.run_dir
+
+
+def test_checkpoints_are_ordered_by_number_beyond_a_million(tmp_path: Path) -> None:
+    from lumina2_trainer.trainer_core.training.checkpoints import list_checkpoints
+
+    for step in (999750, 1000000, 1000250):
+        (tmp_path / f"step-{step:06d}").mkdir()
+        (tmp_path / f"step-{step:06d}" / "training_state.json").write_text("{}")
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-999750", "step-1000000", "step-1000250"]
+
+
+def test_log_cut_inside_a_character_does_not_block_resuming(fresh: Setup) -> None:
+    with pytest.raises(StopTraining):
+        fresh.with_stop(StopAfter(2)).train()
+    with (fresh.context.runs_dir / "run" / "log.jsonl").open("ab") as log:
+        log.write('{"step": 3, "files": ["1/बिल्'.encode()[:-1])
+    assert len(fresh.train().losses) == 6

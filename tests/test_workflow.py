@@ -190,3 +190,24 @@ def test_links_are_read_as_node_and_slot(tmp_path: Path) -> None:
     workflow = read_workflow(write(api_workflow(), tmp_path))
     train = next(node for node in workflow.nodes if node.type == "Lumina2TrainLoRA")
     assert train.links["latents"] == Link(node="3", slot=0)
+
+
+def test_unknown_input_dangling_link_and_loop_of_reroutes_are_explained(setup: Setup, tmp_path: Path) -> None:
+    unknown = api_workflow()
+    unknown["5"]["inputs"]["learningrate"] = 5
+    with pytest.raises(TrainerError, match=r"node 5 \(Lumina2TrainLoRA\) has no input 'learningrate'"):
+        run_workflow(read_workflow(write(unknown, tmp_path)), setup.context)
+    dangling = canvas_workflow()
+    dangling["links"] = [link for link in dangling["links"] if link[0] != 2]
+    with pytest.raises(TrainerError, match="has a link 2 that the file does not hold"):
+        read_workflow(write(dangling, tmp_path))
+    loop = canvas_workflow()
+    reroute = next(node for node in loop["nodes"] if node["id"] == 8)
+    loop["links"].append([99, 8, 0, 8, 0, "*"])
+    reroute["inputs"][0]["link"] = 99
+    with pytest.raises(TrainerError, match="reroute 8 leads back to itself"):
+        read_workflow(write(loop, tmp_path))
+    bypassed = canvas_workflow()
+    bypassed["nodes"][1]["mode"] = 4
+    with pytest.raises(TrainerError, match=r"node 2 \(Lumina2DatasetFolder\) is bypassed"):
+        read_workflow(write(bypassed, tmp_path))

@@ -112,7 +112,7 @@ class Recorder:
     def finish(self) -> None:
         """Last checkpoint, last pictures, and the finished adapter, whose presence ends the run."""
         self.save_checkpoint()
-        self.validate()
+        self.validate(self.context.should_stop)
         write_safetensors_atomically(self.run.final_path, self._export(), self._metadata())
 
     def _export(self) -> dict[str, Tensor]:

@@ -51,8 +51,13 @@ def _settings_of(node: WorkflowNode) -> Any:
             f"node {node.id} ({node.type}): {linked[0]} comes from a node that needs ComfyUI;"
             f" give its value with --set {node.id}.{linked[0]}=VALUE"
         )
+    unknown = [name for name in node.values if name not in names]
+    if unknown:
+        raise TrainerError(
+            f"node {node.id} ({node.type}) has no input {unknown[0]!r}; it has {', '.join(sorted(names))}"
+        )
     try:
-        return cls(**{name: value for name, value in node.values.items() if name in names})
+        return cls(**node.values)
     except TrainerError as error:
         raise TrainerError(f"node {node.id} ({node.type}): {error}") from error
 

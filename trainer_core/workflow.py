@@ -98,6 +98,10 @@ def _read_canvas_format(content: Mapping[str, Any]) -> list[WorkflowNode]:
         for socket in node.get("inputs") or []:
             if socket.get("link") is None:
                 continue
+            if socket["link"] not in origins:
+                raise TrainerError(
+                    f"node {node_id} has a link {socket['link']} that the file does not hold: save it again"
+                )
             origin = _follow_reroutes(origins[socket["link"]], by_id, origins)
             source = by_id.get(origin.node)
             if source is not None and source["type"] == "PrimitiveNode":
@@ -109,10 +113,14 @@ def _read_canvas_format(content: Mapping[str, Any]) -> list[WorkflowNode]:
 
 
 def _follow_reroutes(origin: Link, by_id: Mapping[str, Any], origins: Mapping[int, Link]) -> Link:
+    seen = set()
     while (node := by_id.get(origin.node)) is not None and node["type"] == "Reroute":
         incoming = node["inputs"][0].get("link")
         if incoming is None:
             break
+        if origin.node in seen:
+            raise TrainerError(f"reroute {origin.node} leads back to itself: the workflow has a loop")
+        seen.add(origin.node)
         origin = origins[incoming]
     return origin
 

@@ -80,6 +80,7 @@ def sample_latents(
     guidance_scale: float,
     shift: float,
     autocast: Callable[[], AbstractContextManager[object]] = nullcontext,
+    before_step: Callable[[], None] = lambda: None,
 ) -> Tensor:
     """Draw one picture's latents.
 
@@ -93,6 +94,7 @@ def sample_latents(
         guidance_scale: 1 turns guidance off.
         shift: Of the schedule, usually 6.
         autocast: Context in which the network runs.
+        before_step: Called before each Euler step; may raise to end the drawing.
 
     Returns:
         [channels, height, width] float32 scaled latents.
@@ -108,6 +110,7 @@ def sample_latents(
     prompt_embeds_L = torch.cat(prompts).to(device, dtype)
     latents = noise.to(device)
     for sigma, next_sigma in zip(sigmas[:-1].tolist(), sigmas[1:].tolist(), strict=True):
+        before_step()
         tokens_TC = patchify(latents).to(dtype).repeat(len(prompts), 1)
         timesteps_B = torch.full((len(prompts),), 1 - sigma, device=device)
         with autocast():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
@@ -39,7 +41,7 @@ def render_prompts(
         negative_embeds: [tokens, width].
         precision: Key of PRECISIONS.
         folder: `00.png`, `01.png`, ... are written there.
-        should_stop: Asked before each prompt.
+        should_stop: Asked before each sampling step.
 
     Returns:
         The files, in the order of the prompts.
@@ -52,10 +54,13 @@ def render_prompts(
     was_training = transformer.training
     transformer.eval()
     latents = []
+
+    def stop_if_asked() -> None:
+        if should_stop():
+            raise StopTraining
+
     try:
         for prompt in settings.prompt_list:
-            if should_stop():
-                raise StopTraining
             latents.append(
                 sample_latents(
                     transformer,
@@ -67,6 +72,7 @@ def render_prompts(
                     guidance_scale=settings.guidance_scale,
                     shift=settings.shift,
                     autocast=lambda: computation(precision, device),
+                    before_step=stop_if_asked,
                 )
             )
     finally:
@@ -77,18 +83,22 @@ def render_prompts(
 def _decode_to_files(
     latents: list[Tensor], settings: SamplerSettings, vae_path: Path, device: torch.device, folder: Path
 ) -> tuple[Path, ...]:
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     vae = load_vae(vae_path, device=device, dtype=torch.float32)
-    paths = []
+    names = []
     for number, (prompt, latent) in enumerate(zip(settings.prompt_list, latents, strict=True)):
         with torch.no_grad():
             pixels_13HW = decode_latents(vae, latent[None])
-        path = folder / f"{number:02d}.png"
+        name = f"{number:02d}.png"
         about = PngInfo()
         about.add_itxt("prompt", prompt)
-        to_image(pixels_13HW[0]).save(path, pnginfo=about)
-        paths.append(path)
-    return tuple(paths)
+        to_image(pixels_13HW[0]).save(temporary / name, pnginfo=about)
+        names.append(name)
+    if folder.exists():  # an earlier drawing of the same step, perhaps of other prompts
+        shutil.rmtree(folder)
+    temporary.rename(folder)
+    return tuple(folder / name for name in names)
 
 
 def to_image(pixels: Tensor) -> Image.Image:
