@@ -284,3 +284,19 @@ def test_log_cut_inside_a_character_does_not_block_resuming(fresh: Setup) -> Non
     with (fresh.context.runs_dir / "run" / "log.jsonl").open("ab") as log:
         log.write('{"step": 3, "files": ["1/बिल्'.encode()[:-1])
     assert len(fresh.train().losses) == 6
+
+
+@pytest.mark.parametrize("name", ["cache", "Cache", "nul", "NUL.txt", "a.", "../a", "", "a b"])
+def test_run_names_that_some_system_cannot_have_are_refused(name: str) -> None:
+    with pytest.raises(TrainerError, match="run_name is"):
+        replace(TRAIN, run_name=name)
+
+
+def test_other_prompts_of_a_finished_run_are_not_passed_over_in_silence(
+    fresh: Setup, caplog: pytest.LogCaptureFixture
+) -> None:
+    fresh.train(validation=PROMPTS)
+    fresh.train(validation=PROMPTS)
+    assert "draw new ones with Validate" not in caplog.text
+    fresh.train(validation=replace(PROMPTS, prompts="a red square"))
+    assert "draw new ones with Validate" in caplog.text

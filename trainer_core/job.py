@@ -51,7 +51,8 @@ class TrainLoRASettings:
             raise TrainerError(
                 f"run_name is {self.run_name!r}: use letters, digits, '.', '-' and '_', starting with a letter or digit"
             )
-        if self.run_name in RESERVED_RUN_NAMES:
+        is_device = re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", self.run_name, re.IGNORECASE)
+        if self.run_name.casefold() in RESERVED_RUN_NAMES or is_device or self.run_name.endswith("."):
             raise TrainerError(f"run_name is {self.run_name!r}: that name is taken, choose another")
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import logging
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,7 +25,7 @@ from .recorder import Recorder
 from .run_folder import RunFolder, open_run
 from .torch_state import preserved_torch_state
 from .training.checkpoints import list_checkpoints, load_checkpoint
-from .training.memory import free_memory
+from .training.memory import free_memory, start_peak_memory
 from .training.optimizers import OPTIMIZERS
 from .training.session import StepPlan, TrainingSession
 
@@ -48,7 +50,9 @@ def train(job: TrainJob, context: StepContext) -> tuple[RunFolder, bool]:
     try:
         with FileLock(run.path / ".lock", timeout=0):
             was_finished = run.final_path.exists()
-            if not was_finished:
+            if was_finished:
+                _tell_of_other_validation(run, job)
+            else:
                 with preserved_torch_state(context.device):
                     _train_to_end(job, run, samples, embeds, context)
     except Timeout:
@@ -64,6 +68,7 @@ def train(job: TrainJob, context: StepContext) -> tuple[RunFolder, bool]:
 def _train_to_end(
     job: TrainJob, run: RunFolder, samples: Sequence[TrainingSample], embeds: EmbedIndex, context: StepContext
 ) -> None:
+    start_peak_memory(context.device)
     session = _start_session(job, samples, embeds, context)
     _resume(session, run)
     recorder = Recorder(job=job, run=run, session=session, samples=samples, embeds=embeds, context=context)
@@ -128,6 +133,12 @@ def _resume(session: TrainingSession, run: RunFolder) -> None:
         session.step = load_checkpoint(checkpoints[-1], session.parameters, session.optimizer)
         logger.info("Run %s goes on from step %d", run.name, session.step)
     run.truncate_log(session.step)
+
+
+def _tell_of_other_validation(run: RunFolder, job: TrainJob) -> None:
+    drawn = json.loads(run.job_path.read_text(encoding="utf-8"))["validation"]
+    if job.validation is not None and drawn != dataclasses.asdict(job.validation):
+        logger.warning("Run %s is finished, with pictures of other prompts: draw new ones with Validate", run.name)
 
 
 def _check_validation(job: TrainJob, embeds: EmbedIndex) -> None:

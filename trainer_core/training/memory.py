@@ -21,6 +21,12 @@ def peak_memory_gib(device: torch.device) -> float:
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / 2**30
 
 
+def start_peak_memory(device: torch.device) -> None:
+    """Count the GPU's peak from here, so that what ran before in this process is left out."""
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats(device)
+
+
 def free_memory(device: torch.device) -> None:
     """Give memory of models that are no longer referenced back to the device."""
     gc.collect()
