@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from playwright.sync_api import Browser, Page, sync_playwright
+from playwright.sync_api import Browser, Locator, Page, sync_playwright
 
 from ..host.server import HostServer
 
@@ -20,6 +20,15 @@ SETTINGS = {
     "Comfy.Workflow.Persist": False,
     "Comfy.InstalledVersion": "99.0.0",
 }
+
+
+CLASSIC = {"Comfy.VueNodes.Enabled": False}
+NODES_2 = {"Comfy.VueNodes.Enabled": True}
+
+
+def renderings(server: HostServer) -> list[dict[str, bool]]:
+    """Settings for each way a host draws nodes; Nodes 2.0 of ComfyUI 0.3 is a preview without text widgets."""
+    return [CLASSIC] if server.host.version.startswith("0.3.") else [CLASSIC, NODES_2]
 
 
 def find_chromium() -> str | None:
@@ -47,6 +56,72 @@ class Frontend:
     def to_workflow(self) -> dict[str, Any]:
         """The canvas as it would be saved."""
         return self.page.evaluate("() => JSON.parse(JSON.stringify(window.app.graph.serialize()))")
+
+    def add_node(self, node_type: str) -> None:
+        """Put a new node on an empty canvas, in its middle."""
+        self.page.evaluate(
+            """(type) => {
+                const graph = window.app.graph
+                graph.clear()
+                const node = window.LiteGraph.createNode(type)
+                graph.add(node)
+                node.pos = [100, 100]
+                return node.id
+            }""",
+            node_type,
+        )
+        self.page.wait_for_timeout(300)
+        self.fit_view()
+
+    def type_number(self, name: str, text: str) -> None:
+        """Type into a number widget of the only node on the canvas, as a user does."""
+        field = self._number_field(name)
+        if field.count():
+            field.focus()
+            field.fill(text)
+            field.press("Enter")
+            return
+        self._click_widget(name, 0.5)
+        field = self.page.locator(".graphdialog input")
+        field.fill(text)
+        field.press("Enter")
+
+    def raise_number(self, name: str) -> None:
+        """Click the right arrow of a number widget of the only node on the canvas."""
+        buttons = self.page.locator(f'.lg-node [aria-label="{name}"] [data-testid=increment]')
+        if buttons.count():
+            buttons.click()
+        else:
+            self._click_widget(name, 0.92)
+
+    def _click_widget(self, name: str, share_of_width: float) -> None:
+        place = self.page.evaluate(
+            """([name, share]) => {
+                const { canvas, graph } = window.app
+                const node = (graph.nodes ?? graph._nodes)[0]
+                const widget = node.widgets.find((widget) => widget.name === name)
+                const box = canvas.canvas.getBoundingClientRect()
+                const x = node.pos[0] + node.size[0] * share
+                const y = node.pos[1] + (widget.y ?? widget.last_y) + 10
+                const { offset, scale } = canvas.ds
+                return [box.left + (x + offset[0]) * scale, box.top + (y + offset[1]) * scale]
+            }""",
+            [name, share_of_width],
+        )
+        self.page.mouse.click(*place)
+        self.page.wait_for_timeout(400)  # a second click at once would be a double click
+
+    def shown_number(self, name: str) -> float:
+        """What a number widget of the only node on the canvas shows."""
+        field = self._number_field(name)
+        if field.count():
+            return float(field.input_value())
+        widget = "(window.app.graph.nodes ?? window.app.graph._nodes)[0].widgets.find((w) => w.name === name)"
+        return float(self.page.evaluate(f"(name) => {widget}._displayValue", name))
+
+    def _number_field(self, name: str) -> Locator:
+        """Where Nodes 2.0 takes a number; empty where nodes are drawn on the canvas."""
+        return self.page.locator(f'.lg-node [aria-label="{name}"] input')
 
     def queue(self) -> None:
         """Press Run."""
