@@ -7,21 +7,14 @@ from collections.abc import Callable
 
 from ..host.prompts import training_prompt
 from ..host.server import HostServer
-from .frontend import Frontend
+from .frontend import CLASSIC, Frontend, renderings
 
 PANEL = ".lumina2-progress"
-CLASSIC = {"Comfy.VueNodes.Enabled": False}
-NODES_2 = {"Comfy.VueNodes.Enabled": True}
 
 
-def renderings(server: HostServer) -> list[dict]:
-    """Settings for each way this host draws nodes; Nodes 2.0 of ComfyUI 0.3 is a preview without text widgets."""
-    return [CLASSIC] if server.host.version.startswith("0.3.") else [CLASSIC, NODES_2]
-
-
-def load_prompt(frontend: Frontend, **train: object) -> None:
-    """Put the tiny training graph on the canvas."""
-    frontend.page.evaluate("(prompt) => window.app.loadApiJson(prompt, 'tiny')", _numbered(training_prompt(**train)))
+def load_prompt(frontend: Frontend, prompt: dict) -> None:
+    """Put a graph on the canvas."""
+    frontend.page.evaluate("(prompt) => window.app.loadApiJson(prompt, 'tiny')", _numbered(prompt))
     frontend.page.wait_for_timeout(500)
     frontend.fit_view()
 
@@ -70,7 +63,7 @@ def test_numbers_move_while_it_trains_and_stop_works(open_page: Callable[..., Fr
 
 
 def check_numbers_move_and_stop_works(frontend: Frontend, run_name: str) -> None:
-    load_prompt(frontend, run_name=run_name, steps=2000)
+    load_prompt(frontend, training_prompt(run_name=run_name, steps=2000))
     assert panel_state(frontend)["status"] == "idle"
     frontend.queue()
     first = wait_for(frontend, lambda state: state["step"] > 0)
@@ -86,10 +79,23 @@ def check_numbers_move_and_stop_works(frontend: Frontend, run_name: str) -> None
     assert frontend.errors == []
 
 
+def test_refused_request_says_why(open_page: Callable[..., Frontend]) -> None:
+    frontend = open_page(settings=CLASSIC)
+    prompt = training_prompt(run_name="refused", steps=2000)
+    del prompt["train"]["inputs"]["validation"]
+    load_prompt(frontend, prompt)
+    frontend.queue()
+    wait_for(frontend, lambda state: state["step"] > 0)
+    frontend.page.locator(f"{PANEL} [data-action=validate]").click()
+    frontend.page.get_by_text("run 'refused' has no validation prompts").wait_for(timeout=10_000)
+    frontend.page.locator(f"{PANEL} [data-action=stop]").click()
+    wait_for(frontend, lambda state: state["status"] == "stopped")
+
+
 def test_state_is_restored_when_the_page_opens_later(open_page: Callable[..., Frontend], server: HostServer) -> None:
     server.run_prompt(training_prompt(run_name="opened_later", steps=5))
     frontend = open_page(settings=CLASSIC)
-    load_prompt(frontend, run_name="opened_later", steps=5)
+    load_prompt(frontend, training_prompt(run_name="opened_later", steps=5))
     frontend.load_workflow(frontend.to_workflow())
     state = wait_for(frontend, lambda state: state["status"] == "finished")
     assert (state["step"], state["points"], len(state["pictures"])) == (5, 5, 2)
@@ -101,7 +107,7 @@ def test_widget_is_in_neither_prompt_nor_saved_values(open_page: Callable[..., F
 
 
 def check_prompt_and_saved_values(frontend: Frontend) -> None:
-    load_prompt(frontend, run_name="saved")
+    load_prompt(frontend, training_prompt(run_name="saved"))
     train = next(node for node in frontend.to_workflow()["nodes"] if node["type"] == "Lumina2TrainLoRA")
     assert train["widgets_values"] == [4, 2, 0.001, 2, 2, "adamw", 42, "saved", 0.1, False]
     prompt = next(node for node in frontend.to_prompt().values() if node["class_type"] == "Lumina2TrainLoRA")
@@ -111,7 +117,7 @@ def check_prompt_and_saved_values(frontend: Frontend) -> None:
 
 def test_widget_speaks_the_users_language(open_page: Callable[..., Frontend]) -> None:
     frontend = open_page(settings={**CLASSIC, "Comfy.Locale": "zh"})
-    load_prompt(frontend, run_name="in_chinese")
+    load_prompt(frontend, training_prompt(run_name="in_chinese"))
     assert panel_state(frontend)["text"] == "尚未训练"
 
 

@@ -60,11 +60,14 @@ class TrainProgress {
   }
 
   async ask(action) {
-    await api.fetchApi(`/lumina2_trainer/runs/${encodeURIComponent(this.view.run)}/${action}`, {
+    const response = await api.fetchApi(`/lumina2_trainer/runs/${encodeURIComponent(this.view.run)}/${action}`, {
       method: "POST",
       headers: { "Content-Type": "application/json" },
       body: "{}",
     });
+    if (response.ok) return;
+    const { error } = await response.json();
+    app.extensionManager.toast.add({ severity: "warn", summary: this.panel.strings[action], detail: error, life: 8000 });
   }
 }
 
