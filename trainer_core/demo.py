@@ -33,13 +33,13 @@ NUM_DRAWS = 64
 TRAIN = TrainLoRASettings(
     steps=200,
     batch_size=8,
-    learning_rate=2e-4,
+    learning_rate=5e-4,
     rank=16,
     alpha=16.0,
     run_name="demo",
     gradient_checkpointing=False,
 )
-LORA = LoRASettings(targets="attention_mlp_modulation")
+LORA = LoRASettings(targets="attention_mlp_modulation", dropout=0.1)
 OPTIMIZER = OptimizerSettings(lr_schedule="cosine", num_warmup_steps=10)
 
 
