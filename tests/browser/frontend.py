@@ -22,6 +22,8 @@ SETTINGS = {
 }
 
 
+BARS = (70, 60)
+"""Pixels that the frontend's sidebar takes at the left and its run buttons at the top."""
 CLASSIC = {"Comfy.VueNodes.Enabled": False}
 NODES_2 = {"Comfy.VueNodes.Enabled": True}
 
@@ -128,9 +130,9 @@ class Frontend:
         self.page.evaluate("async () => { await window.app.queuePrompt(0) }")
 
     def fit_view(self) -> None:
-        """Show the whole graph."""
+        """Show the whole graph, beside the frontend's own bars."""
         self.page.evaluate(
-            """() => {
+            """([bar_left, bar_top]) => {
                 const app = window.app
                 const nodes = app.graph.nodes ?? app.graph._nodes
                 const left = Math.min(...nodes.map(n => n.pos[0])) - 40
@@ -138,12 +140,15 @@ class Frontend:
                 const right = Math.max(...nodes.map(n => n.pos[0] + n.size[0])) + 40
                 const bottom = Math.max(...nodes.map(n => n.pos[1] + n.size[1])) + 40
                 const box = app.canvas.canvas.getBoundingClientRect()
-                const scale = Math.min(box.width / (right - left), box.height / (bottom - top))
+                const width = box.width - bar_left
+                const height = box.height - bar_top
+                const scale = Math.min(width / (right - left), height / (bottom - top))
                 app.canvas.ds.scale = scale
-                app.canvas.ds.offset = [-left + (box.width / scale - right + left) / 2,
-                                        -top + (box.height / scale - bottom + top) / 2]
+                app.canvas.ds.offset = [-left + (bar_left + (width - (right - left) * scale) / 2) / scale,
+                                        -top + (bar_top + (height - (bottom - top) * scale) / 2) / scale]
                 app.canvas.setDirty(true, true)
-            }"""
+            }""",
+            BARS,
         )
         self.page.wait_for_timeout(600)
 
