@@ -64,13 +64,17 @@ class StepContext:
         if "\x00" in path or PureWindowsPath(path).drive.startswith("\\\\"):
             raise TrainerError(f"{what} {path!r} is not a path on this machine")
         roots = [root.resolve() for root in (*self.roots, DEMO_DIR)]
-        candidates = [Path(path).expanduser()] if Path(path).expanduser().is_absolute() else [r / path for r in roots]
-        inside = [c.resolve() for c in candidates if any(c.resolve().is_relative_to(root) for root in roots)]
-        found = next((c for c in inside if c.exists()), None)
+        allowed = ", ".join(str(root) for root in roots)
+        try:
+            typed = Path(path).expanduser()
+            candidates = [typed] if typed.is_absolute() else [root / path for root in roots]
+            inside = [c.resolve() for c in candidates if any(c.resolve().is_relative_to(root) for root in roots)]
+            found = next((c for c in inside if c.exists()), None)
+        except (OSError, RuntimeError) as error:  # a name too long, an unknown user after "~", a loop of links
+            raise TrainerError(f"{what} {path!r} cannot be opened: {error}") from error
         if found is not None:
             return found
-        allowed = ", ".join(str(root) for root in roots)
-        if inside:
+        if len(inside) == len(candidates):
             raise TrainerError(f"{what} {path!r} does not exist; looked in {allowed}")
         raise TrainerError(f"{what} {path!r} lies outside of the allowed folders: move it into one of {allowed}")
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from dataclasses import dataclass, field
 
 from .adapters.lora import LoRASettings
@@ -10,7 +9,7 @@ from .data.cache import EmbedCache, LatentCache
 from .errors import TrainerError
 from .lumina2.model_files import Lumina2Model
 from .lumina2.timesteps import NoiseSettings
-from .settings import check_settings, setting
+from .settings import check_file_name, check_settings, setting
 from .training.optimizers import OPTIMIZERS
 from .training.settings import CheckpointSettings, OptimizerSettings
 from .validation.settings import ValidationSettings
@@ -47,12 +46,8 @@ class TrainLoRASettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", self.run_name, re.ASCII):
-            raise TrainerError(
-                f"run_name is {self.run_name!r}: use letters, digits, '.', '-' and '_', starting with a letter or digit"
-            )
-        is_device = re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", self.run_name, re.IGNORECASE)
-        if self.run_name.casefold() in RESERVED_RUN_NAMES or is_device or self.run_name.endswith("."):
+        check_file_name("run_name", self.run_name)
+        if self.run_name.casefold() in RESERVED_RUN_NAMES:
             raise TrainerError(f"run_name is {self.run_name!r}: that name is taken, choose another")
 
 

@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import inspect
 import math
+import re
 import textwrap
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -111,6 +112,24 @@ def check_settings(instance: Any) -> None:
                 raise TrainerError(f"{field.name} is {value}: it must be at least {field.minimum}")
             if field.maximum is not None and value > field.maximum:
                 raise TrainerError(f"{field.name} is {value}: it must be at most {field.maximum}")
+
+
+def check_file_name(what: str, name: str) -> None:
+    """Check a name that becomes a file or folder, on any system and without leaving its parent.
+
+    Args:
+        what: Name of the setting, for the message.
+        name: As typed.
+
+    Raises:
+        TrainerError: It has other characters than letters, digits, '.', '-' and '_', or is a device on Windows.
+    """
+    is_device = re.fullmatch(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?", name, re.IGNORECASE)
+    if not re.fullmatch(r"[A-Za-z0-9]([\w.-]{0,98}[\w-])?", name, re.ASCII) or is_device:
+        raise TrainerError(
+            f"{what} is {name!r}: use letters, digits, '.', '-' and '_', starting with a letter or digit and not ending"
+            " with '.'; names of Windows devices such as nul are taken"
+        )
 
 
 def _check_type(field: SettingField, value: Any) -> None:

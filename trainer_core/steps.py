@@ -28,7 +28,7 @@ from .lumina2.precision import PRECISIONS
 from .lumina2.prompts import SYSTEM_PROMPTS, UNCONDITIONAL, resolve_system_prompt
 from .lumina2.timesteps import NoiseSettings
 from .lumina2.vae import encode_pixels, load_vae
-from .settings import check_settings, setting
+from .settings import check_file_name, check_settings, setting
 from .train import train
 from .training.memory import free_memory
 from .training.settings import CheckpointSettings, OptimizerSettings
@@ -79,6 +79,7 @@ class SaveAdapterSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        check_file_name("name", self.name)
 
 
 @dataclass(frozen=True, kw_only=True)

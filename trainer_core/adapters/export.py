@@ -14,6 +14,7 @@ from torch import Tensor
 from ..errors import TrainerError
 from ..files import write_safetensors_atomically
 from ..lumina2.name_map import to_diffusers_modules
+from ..settings import check_file_name
 
 COMFYUI_PREFIX = "diffusion_model."
 ADAPTER_DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
@@ -101,8 +102,7 @@ def write_adapter(adapter: AdapterFile, folder: Path, name: str, adapter_format:
 
 
 def _free_path(folder: Path, name: str) -> Path:
-    if not re.fullmatch(r"[A-Za-z0-9][\w.-]{0,99}", name, re.ASCII):
-        raise TrainerError(f"name is {name!r}: use letters, digits, '.', '-' and '_', starting with a letter or digit")
+    check_file_name("name", name)
     number = 1
     while (path := folder / f"{name}_{number:05d}.safetensors").exists():
         number += 1
