@@ -11,7 +11,7 @@ import torch
 from lumina2_trainer.trainer_core.adapters.lora import LoRASettings, attach_lora
 from lumina2_trainer.trainer_core.data.cache import TrainingSample
 from lumina2_trainer.trainer_core.data.entries import write_entry
-from lumina2_trainer.trainer_core.lumina2.name_map import to_diffusers_state_dict
+from lumina2_trainer.trainer_core.lumina2.name_map import diffusers_config, to_diffusers_state_dict
 from lumina2_trainer.trainer_core.lumina2.objective import flow_matching_loss, make_noisy_batch
 from lumina2_trainer.trainer_core.lumina2.timesteps import NoiseSettings
 from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Transformer
@@ -113,15 +113,7 @@ def make_diffusers(case: Case, device: torch.device) -> tuple[Step, float]:
 
     config = SIZES[case.size]
     with device:  # not on the meta device: its rotary tables are computed when it is built
-        transformer = Lumina2Transformer2DModel(
-            hidden_size=config.hidden_size,
-            num_layers=config.num_layers,
-            num_refiner_layers=config.num_refiner_layers,
-            num_attention_heads=config.num_attention_heads,
-            num_kv_heads=config.num_kv_heads,
-            cap_feat_dim=config.cap_feat_dim,
-            axes_dim_rope=config.axes_dims,
-        )
+        transformer = Lumina2Transformer2DModel(**diffusers_config(config))
     transformer.load_state_dict(to_diffusers_state_dict(random_weights(case, device), config), assign=True)
     transformer.requires_grad_(False)
     targets = ["to_k", "to_q", "to_v", "to_out.0"]

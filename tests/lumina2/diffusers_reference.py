@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lumina2_trainer.trainer_core.lumina2.name_map import to_diffusers_state_dict
+from lumina2_trainer.trainer_core.lumina2.name_map import diffusers_config, to_diffusers_state_dict
 from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Transformer
 from torch import Tensor
 
@@ -15,15 +15,7 @@ def diffusers_transformer(transformer: Lumina2Transformer) -> Any:
     from diffusers import Lumina2Transformer2DModel
 
     config = transformer.config
-    theirs = Lumina2Transformer2DModel(
-        hidden_size=config.hidden_size,
-        num_layers=config.num_layers,
-        num_refiner_layers=config.num_refiner_layers,
-        num_attention_heads=config.num_attention_heads,
-        num_kv_heads=config.num_kv_heads,
-        cap_feat_dim=config.cap_feat_dim,
-        axes_dim_rope=config.axes_dims,
-    )
+    theirs = Lumina2Transformer2DModel(**diffusers_config(config))
     theirs.load_state_dict(to_diffusers_state_dict(transformer.state_dict(), config))
     return theirs
 

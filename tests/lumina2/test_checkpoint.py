@@ -13,7 +13,6 @@ import pytest
 import torch
 from lumina2_trainer.trainer_core.errors import TrainerError
 from lumina2_trainer.trainer_core.lumina2.checkpoint import (
-    check_base,
     fingerprint_files,
     load_transformer,
     read_config,
@@ -131,7 +130,7 @@ def without(name: str) -> dict[str, Tensor]:
 def test_wrong_content_is_refused_in_one_sentence(state: object, message: str, tmp_path: Path) -> None:
     path = write_split(tmp_path, "transformer", state())  # type: ignore[operator]
     with pytest.raises(TrainerError, match=message) as caught:
-        check_base(path)
+        read_config(path)
     assert "\n" not in str(caught.value)
 
 
@@ -139,10 +138,10 @@ def test_axes_that_do_not_fit_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     save_file(split_state("transformer"), path, {"lumina2_trainer.axes_dims": "[8, 8, 10]"})
     with pytest.raises(TrainerError, match=r"positions in \[8, 8, 10\]: three even numbers with the sum 24"):
-        check_base(path)
+        read_config(path)
     save_file(split_state("transformer"), path, {"lumina2_trainer.axes_dims": "many"})
     with pytest.raises(TrainerError, match="must be a JSON list"):
-        check_base(path)
+        read_config(path)
 
 
 def test_truncated_file_is_refused(tmp_path: Path) -> None:
@@ -150,10 +149,10 @@ def test_truncated_file_is_refused(tmp_path: Path) -> None:
     whole = path.stat().st_size
     os.truncate(path, whole - 100)
     with pytest.raises(TrainerError, match=f"cut short: {whole - 100} of {whole} bytes; download it again"):
-        check_base(path)
+        read_config(path)
     os.truncate(path, 500)
     with pytest.raises(TrainerError, match=r"not a safetensors file \(500 bytes\)"):
-        check_base(path)
+        read_config(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"GGUF", b"<!doctype html><html></html>", b"\x02\0\0\0\0\0\0\0[]" + b"x" * 9])
@@ -161,30 +160,30 @@ def test_other_files_are_refused(content: bytes, tmp_path: Path) -> None:
     path = tmp_path / "m.safetensors"
     path.write_bytes(content)
     with pytest.raises(TrainerError, match="is not a safetensors file"):
-        check_base(path)
+        read_config(path)
 
 
 @pytest.mark.parametrize("suffix", [".ckpt", ".pt", ".bin"])
 def test_pickles_are_never_opened(suffix: str, tmp_path: Path) -> None:
     path = tmp_path / f"model{suffix}"
     with pytest.raises(TrainerError, match="is a pickle, which can run code when it is read"):
-        check_base(path)
+        read_config(path)
 
 
 def test_diffusers_folder_of_another_class_is_refused(tmp_path: Path) -> None:
     with pytest.raises(TrainerError, match=r"without transformer/config\.json"):
-        check_base(tmp_path)
+        read_config(tmp_path)
     (tmp_path / "transformer").mkdir()
     (tmp_path / "transformer" / "config.json").write_text('{"_class_name": "FluxTransformer2DModel"}')
     with pytest.raises(TrainerError, match="holds a FluxTransformer2DModel, not a Lumina2Transformer2DModel"):
-        check_base(tmp_path)
+        read_config(tmp_path)
 
 
 def test_diffusers_folder_with_a_missing_part_is_refused(tmp_path: Path) -> None:
     folder = write_diffusers_folder(tmp_path / "model", is_sharded=True)
     sorted((folder / "transformer").glob("*.safetensors"))[0].unlink()
     with pytest.raises(TrainerError, match=r"its index names .*, which is missing"):
-        check_base(folder)
+        read_config(folder)
 
 
 def test_variants_beside_the_weights_are_not_mixed_in(tmp_path: Path) -> None:
@@ -197,14 +196,14 @@ def test_variants_beside_the_weights_are_not_mixed_in(tmp_path: Path) -> None:
     assert not load_transformer(folder, device=CPU, dtype=torch.float32).x_embedder.weight.any()
     save_file(zeros, weights.with_name("other.safetensors"))
     with pytest.raises(TrainerError, match=r"holds 2 \.safetensors files, none named diffusion_pytorch_model or model"):
-        check_base(folder)
+        read_config(folder)
 
 
 def test_damaged_index_is_refused(tmp_path: Path) -> None:
     folder = write_diffusers_folder(tmp_path / "model", is_sharded=True)
     next((folder / "transformer").glob("*.index.json")).write_text("[]")
     with pytest.raises(TrainerError, match=r"index\.json is damaged"):
-        check_base(folder)
+        read_config(folder)
 
 
 def test_index_cannot_name_files_outside_of_its_folder(tmp_path: Path) -> None:
@@ -212,7 +211,7 @@ def test_index_cannot_name_files_outside_of_its_folder(tmp_path: Path) -> None:
     index = next((folder / "transformer").glob("*.index.json"))
     index.write_text('{"weight_map": {"a": "../../other.safetensors"}}')
     with pytest.raises(TrainerError, match="which is missing"):
-        check_base(folder)
+        read_config(folder)
 
 
 def test_fingerprint_follows_content_and_role(tmp_path: Path) -> None:
@@ -251,10 +250,10 @@ def test_large_files_are_sampled(tmp_path: Path) -> None:
 MEASURE = """
 import sys, torch
 from pathlib import Path
-from lumina2_trainer.trainer_core.lumina2.checkpoint import check_base, load_transformer
+from lumina2_trainer.trainer_core.lumina2.checkpoint import load_transformer, read_config
 def peak():
     return 1024 * int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0])
-check_base(Path(sys.argv[1]))
+read_config(Path(sys.argv[1]))
 before = peak()
 model = load_transformer(Path(sys.argv[1]), device=torch.device("cpu"), dtype=torch.float32)
 print(peak() - before)

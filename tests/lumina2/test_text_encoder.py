@@ -13,7 +13,7 @@ import torch
 from lumina2_trainer.trainer_core.errors import TrainerError
 from lumina2_trainer.trainer_core.lumina2.model_files import TEXT_ATTENTIONS
 from lumina2_trainer.trainer_core.lumina2.prompts import SYSTEM_PROMPTS, build_prompt
-from lumina2_trainer.trainer_core.lumina2.text_encoder import ATTENTION_SOFTCAPS, TextEncoder, load_text_encoder
+from lumina2_trainer.trainer_core.lumina2.text_encoder import TextEncoder, load_text_encoder
 from lumina2_trainer.trainer_core.lumina2.text_files import find_text_files
 from torch import Tensor
 
@@ -52,14 +52,10 @@ def reference(prompt: str, softcap: float | None = None) -> Tensor:
 def test_batch_equals_whole_model_prompt_by_prompt(text_attention: str, split_path: Path) -> None:
     embeds = load(split_path, text_attention).encode(PROMPTS)
     for prompt, actual in zip(PROMPTS, embeds, strict=True):
-        expected = reference(prompt, ATTENTION_SOFTCAPS[text_attention])
+        expected = reference(prompt, TEXT_ATTENTIONS[text_attention])
         assert actual.shape == expected.shape
         assert actual.dtype == torch.float32
         assert relative_error(actual, expected) <= 1e-5
-
-
-def test_every_text_attention_has_a_softcap() -> None:
-    assert set(ATTENTION_SOFTCAPS) == set(TEXT_ATTENTIONS)
 
 
 def test_text_attentions_differ(split_path: Path) -> None:

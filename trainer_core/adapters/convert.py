@@ -13,7 +13,7 @@ from torch import Tensor
 from ..errors import TrainerError
 from ..files import write_safetensors_atomically
 from ..lumina2.name_map import to_native_module
-from .export import COMFYUI_KEY, to_diffusers
+from .export import ADAPTER_FORMATS, COMFYUI_KEY
 
 DIFFUSERS_KEY = re.compile(r"transformer\.(.+)\.lora_([AB])\.weight")
 
@@ -24,7 +24,7 @@ def convert_adapter(source: Path, target: Path, to: str) -> None:
     Args:
         source: In either naming.
         target: Written; must not exist.
-        to: "comfyui" or "diffusers".
+        to: Key of ADAPTER_FORMATS.
 
     Raises:
         TrainerError: The source is no LoRA in either naming, or the target exists.
@@ -43,7 +43,7 @@ def convert_adapter(source: Path, target: Path, to: str) -> None:
         native = from_diffusers(tensors)
     else:
         raise TrainerError(f"{source} is not a LoRA for Lumina2 in ComfyUI's or diffusers' naming")
-    write_safetensors_atomically(target, to_diffusers(native) if to == "diffusers" else native, metadata)
+    write_safetensors_atomically(target, ADAPTER_FORMATS[to](native), metadata)
 
 
 def from_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:

@@ -101,9 +101,8 @@ def _repeat_heads(x_SKE: Tensor, num_heads: int) -> Tensor:
 
 def _scaled_dot_product(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """[B, H, N, E] from heads first. Grouped heads are left to PyTorch only where that stays on a fast kernel."""
-    is_grouped_fast = not query.is_cuda and query.device.type != "mps"
-    if query.is_cuda and mask is None:
-        is_grouped_fast = query.dtype in (torch.bfloat16, torch.float16)
+    is_half = query.dtype in (torch.bfloat16, torch.float16)
+    is_grouped_fast = query.device.type == "cpu" or (query.is_cuda and mask is None and is_half)
     if not is_grouped_fast:
         # torch 2.6 to 2.14 computes grouped heads with a mask or in float32 by the quadratic math kernel on CUDA.
         key, value = (x.repeat_interleave(query.shape[1] // x.shape[1], 1) for x in (key, value))

@@ -30,17 +30,8 @@ NUM_SAMPLED_CHUNKS = 64
 CHUNK_SIZE = 64 * 2**10
 
 
-def check_base(path: Path) -> None:
-    """Check names and shapes of a base model from the headers alone.
-
-    Raises:
-        TrainerError: It is not a whole Lumina2 transformer.
-    """
-    _inspect(path)
-
-
 def read_config(path: Path) -> Lumina2Config:
-    """The sizes of a base model, from the shapes in its headers.
+    """Check names and shapes of a base model, and tell its sizes, from the headers alone.
 
     Args:
         path: All-in-one or transformer `.safetensors`, or a diffusers folder.

@@ -7,8 +7,8 @@ from dataclasses import dataclass
 from ..settings import check_settings, setting
 from .precision import PRECISIONS
 
-TEXT_ATTENTIONS = ("comfyui", "original")
-"""`comfyui` has no soft cap on attention logits, `original` caps them at 50 as Gemma2 was trained."""
+TEXT_ATTENTIONS: dict[str, float | None] = {"comfyui": None, "original": 50.0}
+"""tanh cap of Gemma2's attention logits by choice: ComfyUI has none, Gemma2 was trained with 50."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -96,6 +97,19 @@ def diffusers_row_slices(native_module: str, config: Lumina2Config) -> list[tupl
     for rows in config.qkv_rows:
         bounds.append(bounds[-1] + rows)
     return [(module, slice(bounds[i], bounds[i + 1])) for i, module in enumerate(modules)]
+
+
+def diffusers_config(config: Lumina2Config) -> dict[str, Any]:
+    """The arguments of a Lumina2Transformer2DModel of the same sizes."""
+    return {
+        "hidden_size": config.hidden_size,
+        "num_layers": config.num_layers,
+        "num_refiner_layers": config.num_refiner_layers,
+        "num_attention_heads": config.num_attention_heads,
+        "num_kv_heads": config.num_kv_heads,
+        "cap_feat_dim": config.cap_feat_dim,
+        "axes_dim_rope": config.axes_dims,
+    }
 
 
 def to_native_state_dict(diffusers_state: Mapping[str, Tensor]) -> dict[str, Tensor]:

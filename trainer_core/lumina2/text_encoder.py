@@ -11,6 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import TrainerError
+from .model_files import TEXT_ATTENTIONS
 from .module_weights import fill_parameters
 from .prompt_differences import describe_syntax, shorten, unescape
 from .prompts import MAX_PROMPT_TOKENS
@@ -19,9 +20,6 @@ from .text_files import HEAD_SIZE, TextFiles, find_text_files
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
     from transformers import Gemma2Model
-
-ATTENTION_SOFTCAPS: dict[str, float | None] = {"comfyui": None, "original": 50.0}
-"""tanh cap of the attention logits by text_attention: ComfyUI has none, Gemma2 was trained with 50."""
 
 
 class UpcastLinear(nn.Linear):
@@ -102,7 +100,7 @@ def load_text_encoder(path: Path, *, device: torch.device, dtype: torch.dtype, t
         path: All-in-one or text encoder `.safetensors`, or a diffusers folder.
         device: Where the weights go, one by one.
         dtype: What they are stored as there.
-        text_attention: Key of ATTENTION_SOFTCAPS.
+        text_attention: Key of TEXT_ATTENTIONS.
 
     Raises:
         TrainerError: It is not a whole Gemma2 with its tokenizer.
@@ -146,7 +144,7 @@ def _build_without_last_layer(files: TextFiles, text_attention: str) -> Gemma2Mo
         num_key_value_heads=sizes.num_key_value_heads,
         head_dim=HEAD_SIZE,
         query_pre_attn_scalar=HEAD_SIZE,
-        attn_logit_softcapping=ATTENTION_SOFTCAPS[text_attention],
+        attn_logit_softcapping=TEXT_ATTENTIONS[text_attention],
         attn_implementation="eager",  # transformers 5.23 has the soft cap in no other
     )
     with init_empty_weights(include_buffers=False):

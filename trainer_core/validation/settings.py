@@ -6,9 +6,9 @@ from dataclasses import dataclass
 
 from ..errors import TrainerError
 from ..lumina2.prompts import SYSTEM_PROMPTS
+from ..lumina2.sampling import SCHEDULES
 from ..settings import check_settings, setting
 
-SCHEDULES = ("comfyui", "diffusers")
 FROM_ADAPTER = "from adapter"
 
 
