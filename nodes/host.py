@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -216,7 +216,7 @@ def fingerprint_folder(folder: str | None) -> str:
     return fingerprint_dataset_folder(folder or "", build_context())
 
 
-def _fingerprint(paths: Any) -> str:
+def _fingerprint(paths: Iterable[Path]) -> str:
     stats = [path.stat() for path in paths if path.is_file()]
     newest = max((s.st_mtime_ns for s in stats), default=0)
     return f"{len(stats)}:{sum(s.st_size for s in stats)}:{newest}"

@@ -7,10 +7,8 @@ import hashlib
 import importlib.metadata
 import json
 import platform
-from collections.abc import Sequence
 from typing import Any
 
-from .data.cache import TrainingSample
 from .job import TrainJob
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
@@ -18,15 +16,15 @@ IDENTITY_EXCLUDES = frozenset({"run_name", "gradient_checkpointing"})
 """Widgets of Train that change neither data, objective nor result."""
 
 
-def fingerprint_job(job: TrainJob, samples: Sequence[TrainingSample]) -> str:
-    """Identifies what is learned: base, samples, adapter, optimizer, noise.
+def fingerprint_job(job: TrainJob) -> str:
+    """Identifies what is learned: base, data, adapter, optimizer, noise.
 
     How a run is watched is left out (validation, checkpoints, recomputation), so that changing it resumes the run.
     """
     train = {k: v for k, v in dataclasses.asdict(job.train).items() if k not in IDENTITY_EXCLUDES}
     identity = {
         "model": [job.model.fingerprint, job.model.precision, job.model.text_attention],
-        "samples": [[s.id, s.latents_path.name, s.embeds_path.name, s.repeats] for s in samples],
+        "data": [job.latents.fingerprint, job.embeds.fingerprint],
         "train": train,
         "adapter": dataclasses.asdict(job.adapter),
         "optimizer": dataclasses.asdict(job.optimizer),
@@ -35,11 +33,11 @@ def fingerprint_job(job: TrainJob, samples: Sequence[TrainingSample]) -> str:
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 
-def describe_job(job: TrainJob, samples: Sequence[TrainingSample], device: str) -> dict[str, Any]:
+def describe_job(job: TrainJob, num_samples: int, device: str) -> dict[str, Any]:
     """What job.json holds: every setting, the versions, the fingerprints."""
     return {
         **dataclasses.asdict(job),
-        "num_samples": len(samples),
+        "num_samples": num_samples,
         "device": device,
         "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
     }

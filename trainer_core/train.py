@@ -45,8 +45,8 @@ def train(job: TrainJob, context: StepContext) -> tuple[RunFolder, bool]:
     embeds = read_embed_index(job.embeds)
     samples = join_samples(read_latent_index(job.latents), embeds)
     _check_validation(job, embeds)
-    record = describe_job(job, samples, str(context.device))
-    run = open_run(context.runs_dir, job.train.run_name, fingerprint_job(job, samples), record, context.workflow)
+    record = describe_job(job, len(samples), str(context.device))
+    run = open_run(context.runs_dir, job.train.run_name, fingerprint_job(job), record, context.workflow)
     try:
         with FileLock(run.path / ".lock", timeout=0):
             was_finished = run.final_path.exists()

@@ -81,6 +81,7 @@ def _system_prompt(settings: ValidateSettings, adapter: AdapterFile | None) -> s
 
 def _folder(settings: ValidateSettings, model: Lumina2Model, adapter: Adapter | None, context: StepContext) -> Path:
     """A folder of its own for each combination, so that older pictures stay what they were."""
-    facts = [dataclasses.asdict(settings), model.fingerprint, adapter.path if adapter else "", adapter and adapter.step]
+    base = [model.fingerprint, model.precision, model.text_attention]
+    facts = [dataclasses.asdict(settings), base, adapter and [adapter.path, adapter.step]]
     name = hashlib.sha256(json.dumps(facts).encode()).hexdigest()[:16]
     return (Path(adapter.run_dir) if adapter else context.runs_dir) / VALIDATIONS_FOLDER / name
