@@ -211,3 +211,18 @@ def test_unknown_input_dangling_link_and_loop_of_reroutes_are_explained(setup: S
     bypassed["nodes"][1]["mode"] = 4
     with pytest.raises(TrainerError, match=r"node 2 \(Lumina2DatasetFolder\) is bypassed"):
         read_workflow(write(bypassed, tmp_path))
+
+
+def test_home_in_a_typed_path_is_understood(setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(setup.context.roots[0]))
+    monkeypatch.setenv("USERPROFILE", str(setup.context.roots[0]))
+    arguments = ["run", str(write(api_workflow(), tmp_path)), "--output", str(tmp_path / "out"), "--device", "cpu"]
+    arguments += [
+        "--set",
+        "1.base=~/checkpoints/tiny.safetensors",
+        "--set",
+        "2.folder=~/pictures",
+        "--set",
+        "5.steps=1",
+    ]
+    assert main(arguments) == 0

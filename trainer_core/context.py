@@ -93,7 +93,7 @@ class StepContext:
         """
         folders = [Path(os.path.abspath(folder)) for kind in kinds for folder in self.model_dirs.get(kind, ())]
         for folder in folders:
-            path = Path(os.path.abspath(folder / name))
+            path = Path(os.path.abspath(folder / os.path.expanduser(name)))
             if path.is_relative_to(folder) and path.exists():
                 return path
         searched = ", ".join(str(folder) for folder in folders) or "no folder: none is configured"
