@@ -65,9 +65,7 @@ def run_demo(context: StepContext) -> str:
     prompts = "\n".join(held_out.captions)
     validation = ValidationSettings(prompts=prompts, width=RESOLUTION, height=RESOLUTION, every_num_steps=0)
     dataset = steps.read_dataset_folder(_folder_settings("dataset"), context=context).dataset
-    latents = steps.cache_latents(
-        steps.CacheLatentsSettings(batch_size=8), model=model, dataset=dataset, context=context
-    )
+    latents = steps.cache_latents(steps.CacheLatentsSettings(), model=model, dataset=dataset, context=context)
     embeds = steps.cache_text_embeds(
         steps.CacheTextEmbedsSettings(system_prompt="none"),
         model=model,

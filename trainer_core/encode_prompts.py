@@ -8,14 +8,12 @@ from pathlib import Path
 from .context import StepContext
 from .data.cache import EmbedCache
 from .data.cache_text_embeds import PromptEncoder, PromptPlan, fill_embed_cache
+from .data.entry_writer import AUTOMATIC_BATCH_SIZE
 from .data.folder import Dataset
 from .lumina2.model_files import Lumina2Model
 from .lumina2.precision import PRECISIONS
 from .lumina2.prompts import MAX_PROMPT_TOKENS, UNCONDITIONAL, build_prompt
 from .training.memory import free_memory
-
-DEFAULT_BATCH_SIZE = 8
-"""Prompts encoded at once where nobody chose."""
 
 
 def encode_prompts(
@@ -26,7 +24,7 @@ def encode_prompts(
     dataset: Dataset | None = None,
     validation_prompts: tuple[str, ...] = (),
     negative_prompt: str = UNCONDITIONAL,
-    batch_size: int = DEFAULT_BATCH_SIZE,
+    batch_size: int = AUTOMATIC_BATCH_SIZE,
 ) -> EmbedCache:
     """Encode what is not cached yet; Gemma2 is loaded only if something is missing, and freed.
 
@@ -37,7 +35,7 @@ def encode_prompts(
         dataset: Its captions are encoded.
         validation_prompts: As typed; encoded with the system prompt.
         negative_prompt: As typed; encoded bare, as the unconditional prompt always is.
-        batch_size: Prompts encoded at once.
+        batch_size: Most prompts encoded at once, or AUTOMATIC_BATCH_SIZE.
     """
     dtype = PRECISIONS[model.precision]
     plan = PromptPlan(

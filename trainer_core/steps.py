@@ -6,28 +6,25 @@ Nodes and the headless runner call these and nothing else of the core.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
-
-import torch
 
 from .adapters.export import ADAPTER_DTYPES, ADAPTER_FORMATS, read_adapter, write_adapter
 from .adapters.lora import LoRASettings
 from .context import StepContext
 from .data.cache import EmbedCache, LatentCache
-from .data.cache_latents import PixelEncoder, fill_latent_cache
+from .data.cache_latents import PictureEncoder, fill_latent_cache
 from .data.contact_sheet import draw_contact_sheet
+from .data.entry_writer import AUTOMATIC_BATCH_SIZE
 from .data.folder import Dataset, DatasetFolderSettings, open_dataset
 from .data.report import write_report
 from .data.scan import scan_dataset
-from .encode_prompts import DEFAULT_BATCH_SIZE, encode_prompts
+from .encode_prompts import encode_prompts
 from .job import Adapter, TrainJob, TrainLoRASettings
 from .lumina2.base_files import find_model_files
 from .lumina2.model_files import LoadSettings, Lumina2Model
 from .lumina2.precision import PRECISIONS
 from .lumina2.prompts import SYSTEM_PROMPTS, UNCONDITIONAL, resolve_system_prompt
 from .lumina2.timesteps import NoiseSettings
-from .lumina2.vae import encode_pixels, load_vae
 from .settings import check_file_name, check_settings, setting
 from .train import train
 from .training.memory import free_memory
@@ -42,8 +39,9 @@ BOTH_FORMATS = "both"
 class CacheLatentsSettings:
     """Widgets of Cache Latents."""
 
-    batch_size: int = setting(1, minimum=1, maximum=256)
-    """Pictures of equal size encoded at once; more is faster and needs more memory."""
+    batch_size: int = setting(AUTOMATIC_BATCH_SIZE, minimum=AUTOMATIC_BATCH_SIZE, maximum=256)
+    """Pictures of equal size encoded at once; 0 takes what is fastest and fits in memory. Pictures of 1024 x 1024 need
+    about 3 GiB each."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -58,8 +56,8 @@ class CacheTextEmbedsSettings:
     "anime" suits Neta and NetaYume Lumina; "none" adds nothing."""
     custom_system_prompt: str = setting("", multiline=True)
     """The system prompt when system_prompt is "custom"."""
-    batch_size: int = setting(DEFAULT_BATCH_SIZE, minimum=1, maximum=1024)
-    """Captions encoded at once."""
+    batch_size: int = setting(AUTOMATIC_BATCH_SIZE, minimum=AUTOMATIC_BATCH_SIZE, maximum=1024)
+    """Most captions encoded at once; 0 takes as many as are fastest, by their length."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -135,9 +133,10 @@ def cache_latents(
 ) -> LatentCache:
     """Encode every picture that is not cached yet."""
 
-    def load_encoder() -> PixelEncoder:
-        # Always float32, as pictures are decoded: once a picture it costs little, and bfloat16 blurs every step after.
-        return partial(encode_pixels, load_vae(Path(model.vae_path), device=context.device, dtype=torch.float32))
+    def load_encoder() -> PictureEncoder:
+        from .lumina2.latent_encoder import load_latent_encoder
+
+        return load_latent_encoder(Path(model.vae_path), device=context.device)
 
     try:
         return fill_latent_cache(

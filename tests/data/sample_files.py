@@ -57,14 +57,17 @@ class FakeVAE:
     num_loads: int = 0
     after_batch: Callable[[], None] = lambda: None
 
-    def load(self) -> Callable[[Tensor], Tensor]:
+    def load(self) -> FakeVAE:
         self.num_loads += 1
-        return self.encode
+        return self
 
-    def encode(self, pixels_B3HW: Tensor) -> Tensor:
-        assert pixels_B3HW.abs().max() <= 1
-        self.batches.append(tuple(pixels_B3HW.shape))
-        latents_B1HW = torch.nn.functional.avg_pool2d(pixels_B3HW, 8).mean(1, keepdim=True)
+    def choose_batch_size(self, width: int, height: int) -> int:
+        return max(1, 2**15 // (width * height))
+
+    def encode(self, pictures_B3HW: Tensor) -> Tensor:
+        assert pictures_B3HW.dtype == torch.uint8
+        self.batches.append(tuple(pictures_B3HW.shape))
+        latents_B1HW = torch.nn.functional.avg_pool2d(pictures_B3HW.float() / 127.5 - 1, 8).mean(1, keepdim=True)
         self.after_batch()
         return latents_B1HW.expand(-1, 16, -1, -1)
 
@@ -79,6 +82,7 @@ class FakeTextEncoder:
     """As many rows as a prompt has words, all different; remembers the prompts."""
 
     prompts: list[str] = field(default_factory=list)
+    batches: list[list[str]] = field(default_factory=list)
     num_loads: int = 0
     after_batch: Callable[[], None] = lambda: None
 
@@ -86,8 +90,14 @@ class FakeTextEncoder:
         self.num_loads += 1
         return self
 
+    max_batch_tokens: int = 1000
+
+    def count_tokens(self, prompt: str) -> int:
+        return len(prompt.split()) + 1
+
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
         self.prompts += prompts
+        self.batches.append(list(prompts))
         self.after_batch()
         return [fake_embeds(prompt) for prompt in prompts]
 

@@ -10,7 +10,7 @@ from lumina2_trainer.trainer_core.context import StepContext
 from lumina2_trainer.trainer_core.data.cache import LatentCache, load_latents, read_latent_index
 from lumina2_trainer.trainer_core.data.cache_latents import fill_latent_cache
 from lumina2_trainer.trainer_core.data.folder import Dataset, DatasetFolderSettings, open_dataset
-from lumina2_trainer.trainer_core.data.images import decode_picture, fit_to_bucket, to_pixels
+from lumina2_trainer.trainer_core.data.images import decode_picture, fit_to_bucket, to_picture_tensor
 from lumina2_trainer.trainer_core.data.scan import scan_dataset
 from lumina2_trainer.trainer_core.errors import StopTraining, TrainerError
 from safetensors.torch import save_file
@@ -76,11 +76,11 @@ def test_every_picture_is_cached_in_its_bucket(dataset: Dataset, context: StepCo
     assert index.folders == (dataset.folders[0].settings,)
     for sample, picture in zip(index.samples, scan_dataset(dataset, context).pictures, strict=True):
         image = decode_picture((folder / sample.file_name).read_bytes()).image
-        expected = FakeVAE().encode(to_pixels(fit_to_bucket(image, picture.bucket))[None])[0]
+        expected = FakeVAE().encode(to_picture_tensor(fit_to_bucket(image, picture.bucket))[None])[0]
         torch.testing.assert_close(load_latents(index.path_of(sample)), expected)
 
 
-@pytest.mark.parametrize("batch_size", [1, 3, 100])
+@pytest.mark.parametrize("batch_size", [0, 1, 3, 100])
 def test_batch_size_changes_nothing_that_is_cached(dataset: Dataset, context: StepContext, batch_size: int) -> None:
     first = fill(dataset, context, FakeVAE())
     kept = {name: load_latents(path) for name, path in entry_paths(first).items()}

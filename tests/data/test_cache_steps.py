@@ -15,7 +15,7 @@ from lumina2_trainer.trainer_core.data.cache import (
     read_latent_index,
 )
 from lumina2_trainer.trainer_core.data.folder import DatasetFolderSettings
-from lumina2_trainer.trainer_core.data.images import decode_picture, fit_to_bucket, to_pixels
+from lumina2_trainer.trainer_core.data.images import decode_picture, fit_to_bucket, to_picture_tensor
 from lumina2_trainer.trainer_core.data.scan import scan_dataset
 from lumina2_trainer.trainer_core.encode_prompts import encode_prompts
 from lumina2_trainer.trainer_core.lumina2 import text_encoder as text_encoder_module
@@ -73,7 +73,7 @@ def test_caches_hold_what_vae_and_text_encoder_give(context: StepContext, model_
     encoder = load_text_encoder(model_path, device=CPU, dtype=torch.float32, text_attention="comfyui")
     for sample, picture in zip(samples, pictures, strict=True):
         image = fit_to_bucket(decode_picture(picture.path.read_bytes()).image, picture.bucket)
-        expected = encode_pixels(vae, to_pixels(image)[None])[0]
+        expected = encode_pixels(vae, to_picture_tensor(image)[None] / 127.5 - 1)[0]
         torch.testing.assert_close(load_latents(sample.latents_path), expected, rtol=1e-4, atol=1e-4)
         (expected,) = encoder.encode([build_prompt(sample.caption, SYSTEM_PROMPTS["anime"])])
         torch.testing.assert_close(load_embeds(sample.embeds_path), expected, rtol=1e-4, atol=1e-4)

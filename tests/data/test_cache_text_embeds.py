@@ -153,6 +153,42 @@ def test_an_interrupted_cache_goes_on_where_it_stopped(dataset: Dataset, tmp_pat
     assert len(rest.prompts) == 2
 
 
+@pytest.mark.parametrize("max_batch_tokens", [1, 14, 1000])
+@pytest.mark.parametrize("batch_size", [0, 1, 3])
+def test_batches_change_nothing_that_is_cached(
+    dataset: Dataset, context: StepContext, folder: Path, batch_size: int, max_batch_tokens: int
+) -> None:
+    for letter, text in zip("abc", ("one", "one two three four", "one two"), strict=True):
+        (folder / f"{letter}.txt").write_text(text)
+    first, encoder = fill(dataset, context, FakeTextEncoder()), FakeTextEncoder(max_batch_tokens=max_batch_tokens)
+    kept = {s.id: load_embeds(read_embed_index(first).path_of(s)) for s in read_embed_index(first).samples}
+    for path in (context.cache_dir / "text_embeds").glob("*.safetensors"):
+        path.unlink()
+    assert fill(dataset, context, encoder, batch_size=batch_size) == first
+    for sample in read_embed_index(first).samples:
+        assert torch.equal(load_embeds(read_embed_index(first).path_of(sample)), kept[sample.id])
+    assert max(map(len, encoder.batches)) <= (batch_size or len(encoder.prompts))
+
+
+def test_prompts_of_like_length_share_a_batch_up_to_a_number_of_tokens(
+    dataset: Dataset, context: StepContext, folder: Path
+) -> None:
+    for letter, text in zip("abc", ("one", "one two three four", "one two"), strict=True):
+        (folder / f"{letter}.txt").write_text(text)
+    encoder = FakeTextEncoder(max_batch_tokens=13)
+    fill(dataset, context, encoder, batch_size=0)
+    short = ["", f"{SYSTEM} one"]  # 1 and 4 tokens; with the next one, three times 5 would be too many
+    assert encoder.batches == [short, [f"{SYSTEM} one two"], [f"{SYSTEM} one two three four"]]
+
+
+def test_equal_captions_are_encoded_once(dataset: Dataset, context: StepContext, folder: Path) -> None:
+    for letter in "abc":
+        (folder / f"{letter}.txt").write_text("the same")
+    encoder = FakeTextEncoder()
+    assert len(read_embed_index(fill(dataset, context, encoder)).samples) == 3
+    assert encoder.prompts == ["", f"{SYSTEM} the same"]
+
+
 def test_a_truncated_entry_is_redone(dataset: Dataset, context: StepContext) -> None:
     cache = fill(dataset, context, FakeTextEncoder())
     path = read_embed_index(cache).unconditional

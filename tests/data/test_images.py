@@ -9,7 +9,7 @@ import pytest
 import torch
 from lumina2_trainer.trainer_core.data import images
 from lumina2_trainer.trainer_core.data.buckets import Bucket
-from lumina2_trainer.trainer_core.data.images import UnreadablePicture, decode_picture, fit_to_bucket, to_pixels
+from lumina2_trainer.trainer_core.data.images import UnreadablePicture, decode_picture, fit_to_bucket, to_picture_tensor
 from PIL import Image
 
 from .sample_files import noise_picture
@@ -138,7 +138,8 @@ def test_fit_to_bucket_scales_up_small_pictures() -> None:
     assert fit_to_bucket(noise_picture(3, 5), Bucket(width=128, height=64)).size == (128, 64)
 
 
-def test_to_pixels_spans_minus_one_to_one() -> None:
-    image = Image.fromarray(np.array([[[0, 255, 0], [255, 0, 51]]], dtype=np.uint8))
-    expected_3HW = torch.tensor([[[-1.0, 1.0]], [[1.0, -1.0]], [[-1.0, -0.6]]])
-    torch.testing.assert_close(to_pixels(image), expected_3HW)
+def test_picture_tensor_keeps_bytes_and_channels_last() -> None:
+    pixels_HW3 = np.array([[[0, 255, 0], [255, 0, 51]]], dtype=np.uint8)
+    tensor_3HW = to_picture_tensor(Image.fromarray(pixels_HW3))
+    assert torch.equal(tensor_3HW, torch.tensor([[[0, 255]], [[255, 0]], [[0, 51]]], dtype=torch.uint8))
+    assert tensor_3HW.stride() == (1, 6, 3)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import logging
 from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -16,9 +17,10 @@ from ..context import StepContext
 from ..errors import TrainerError
 from .buckets import Bucket
 from .cache import LatentCache
-from .entries import entry_name, is_valid_entry, write_entry
+from .entries import entry_name, is_valid_entry
+from .entry_writer import AUTOMATIC_BATCH_SIZE, EntryWriter, NewEntry
 from .folder import Dataset
-from .images import PREPARATION_VERSION, UnreadablePicture, decode_picture, fit_to_bucket, to_pixels
+from .images import PREPARATION_VERSION, UnreadablePicture, decode_picture, fit_to_bucket, to_picture_tensor
 from .index import LATENTS_FOLDER, LatentIndex, LatentSample, write_index
 from .picture_index import NUM_READERS, read_content
 from .progress import Progress
@@ -30,14 +32,27 @@ RUN = "cache_latents"
 LATENT_CHANNELS = 16
 PIXELS_PER_LATENT = 8
 
-PixelEncoder = Callable[[Tensor], Tensor]
-"""[B, 3, H, W] pixels in [-1, 1] to [B, 16, H / 8, W / 8] latents, float32, scaled for the network."""
+
+class PictureEncoder(Protocol):
+    """What the latent cache needs of a VAE."""
+
+    def encode(self, pictures_B3HW: Tensor, /) -> Tensor:
+        """[B, 3, H, W] uint8 on the CPU to [B, 16, H / 8, W / 8] float32 latents scaled for the network."""
+        ...
+
+    def choose_batch_size(self, width: int, height: int, /) -> int:
+        """How many pictures of a size, in pixels, to encode at once."""
+        ...
+
+
+Batch = list[tuple[str, Picture]]
+"""Pictures of one bucket with the names of their entries."""
 
 
 def fill_latent_cache(
     dataset: Dataset,
     *,
-    load_encoder: Callable[[], PixelEncoder],
+    load_encoder: Callable[[], PictureEncoder],
     encoder_fingerprint: str,
     dtype: torch.dtype,
     batch_size: int,
@@ -51,7 +66,7 @@ def fill_latent_cache(
         encoder_fingerprint: Identifies the VAE's weights and how it computes.
         dtype: In which latents are kept. Beside a bfloat16 VAE and network bfloat16 loses nothing that they would keep,
             in half the space; beside float32 ones latents are kept exactly.
-        batch_size: Pictures of equal size encoded at once.
+        batch_size: Pictures of equal size encoded at once, or AUTOMATIC_BATCH_SIZE. It changes no entry's name.
         context: Where the cache lies, and whom to tell.
 
     Raises:
@@ -102,42 +117,49 @@ def _describe_sample(picture: Picture, name: str) -> LatentSample:
 def _encode(
     missing: Mapping[str, Picture],
     folder: Path,
-    load_encoder: Callable[[], PixelEncoder],
+    load_encoder: Callable[[], PictureEncoder],
     dtype: torch.dtype,
     batch_size: int,
     progress: Progress,
 ) -> None:
     progress.stop_if_asked()
-    batches = _make_batches(missing, batch_size)
-    encode = load_encoder()
+    encoder = load_encoder()
     try:
-        with closing(_load_ahead([p for batch in batches for _, p in batch], 2 * batch_size)) as pixels:
+        batches = _make_batches(missing, batch_size, encoder)
+        loaded = _load_ahead(batches)
+        with closing(loaded), EntryWriter(dtype, progress) as writer:
             for batch in batches:
-                progress.stop_if_asked()
-                latents_BCHW = encode(torch.stack([next(pixels) for _ in batch])).to("cpu", torch.float32)
-                for (name, picture), latents_CHW in zip(batch, latents_BCHW, strict=True):
-                    _check_latents(latents_CHW, picture)
-                    write_entry(folder / name, latents_CHW.to(dtype))
-                progress.advance(len(batch))
+                progress.stop_if_asked(writer.finish)
+                pictures_BHW3 = torch.stack([next(loaded).permute(1, 2, 0) for _ in batch])  # channels stay last
+                latents_BCHW = encoder.encode(pictures_BHW3.permute(0, 3, 1, 2))
+                _check_shape(latents_BCHW, batch[0][1])
+                writer.write(latents_BCHW.unbind(), [_new_entry(folder / name, p) for name, p in batch])
     finally:
-        del encode  # an error's traceback would keep the VAE on the device
+        del encoder  # an error's traceback would keep the VAE on the device
 
 
-def _make_batches(missing: Mapping[str, Picture], batch_size: int) -> list[list[tuple[str, Picture]]]:
+def _make_batches(missing: Mapping[str, Picture], batch_size: int, encoder: PictureEncoder) -> list[Batch]:
     """Pictures of one bucket together, the last batch of a bucket as short as it comes."""
-    by_bucket: dict[Bucket, list[tuple[str, Picture]]] = defaultdict(list)
+    by_bucket: dict[Bucket, Batch] = defaultdict(list)
     for name, picture in missing.items():
         by_bucket[picture.bucket].append((name, picture))
-    return [group[i : i + batch_size] for group in by_bucket.values() for i in range(0, len(group), batch_size)]
+    batches = []
+    for bucket, group in by_bucket.items():
+        is_chosen = batch_size != AUTOMATIC_BATCH_SIZE
+        count = batch_size if is_chosen else encoder.choose_batch_size(bucket.width, bucket.height)
+        batches += [group[i : i + count] for i in range(0, len(group), count)]
+    return batches
 
 
-def _load_ahead(pictures: list[Picture], num_ahead: int) -> Generator[Tensor, None, None]:
-    """Pixels in order, read by other threads while the encoder works; at most `num_ahead` pictures wait."""
-    pool = ThreadPoolExecutor(NUM_READERS)
+def _load_ahead(batches: Sequence[Batch]) -> Generator[Tensor, None, None]:
+    """Pictures in order, read by other threads while the encoder works; a bounded number waits."""
+    pictures = [picture for batch in batches for _, picture in batch]
+    num_ahead = NUM_READERS + 2 * max(map(len, batches))
+    pool = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="picture-reader")
     waiting: deque[Future[Tensor]] = deque()
     try:
         for picture in pictures:
-            waiting.append(pool.submit(_load_pixels, picture))
+            waiting.append(pool.submit(_load_picture, picture))
             if len(waiting) >= num_ahead:
                 yield waiting.popleft().result()
         while waiting:
@@ -146,22 +168,25 @@ def _load_ahead(pictures: list[Picture], num_ahead: int) -> Generator[Tensor, No
         pool.shutdown(cancel_futures=True)
 
 
-def _load_pixels(picture: Picture) -> Tensor:
-    """[3, H, W] of the very content that names the entry."""
+def _load_picture(picture: Picture) -> Tensor:
+    """[3, H, W] uint8 of the very content that names the entry."""
     try:
         content, content_hash = read_content(picture.path)
         if content_hash != picture.facts.content_hash:
             raise UnreadablePicture("it is not what it was when the folder was listed")
-        return to_pixels(fit_to_bucket(decode_picture(content).image, picture.bucket))
+        return to_picture_tensor(fit_to_bucket(decode_picture(content).image, picture.bucket))
     except UnreadablePicture as error:
         raise TrainerError(f"{picture.id} changed while latents were cached ({error}): queue it again") from error
 
 
-def _check_latents(latents_CHW: Tensor, picture: Picture) -> None:
-    if tuple(latents_CHW.shape) != _latent_shape(picture.bucket):
+def _check_shape(latents_BCHW: Tensor, picture: Picture) -> None:
+    if tuple(latents_BCHW.shape[1:]) != _latent_shape(picture.bucket):
         raise TrainerError(
-            f"the VAE gave latents of shape {tuple(latents_CHW.shape)} for a picture of {picture.bucket} pixels,"
+            f"the VAE gave latents of shape {tuple(latents_BCHW.shape[1:])} for a picture of {picture.bucket} pixels,"
             f" Lumina2 needs {_latent_shape(picture.bucket)}: choose the Flux VAE"
         )
-    if not latents_CHW.isfinite().all():
-        raise TrainerError(f"the VAE gave latents that are not finite for {picture.id}: set precision to fp32")
+
+
+def _new_entry(path: Path, picture: Picture) -> NewEntry:
+    problem = f"the VAE gave latents that are not finite for {picture.id}: set precision to fp32"
+    return NewEntry(path=path, problem=problem)

@@ -15,7 +15,8 @@ from ..context import StepContext
 from ..errors import TrainerError
 from .cache import EmbedCache
 from .captions import clean_trigger_words, is_valid_text
-from .entries import entry_name, is_valid_entry, read_notes, write_entry
+from .entries import entry_name, is_valid_entry, read_notes
+from .entry_writer import AUTOMATIC_BATCH_SIZE, EntryWriter, NewEntry
 from .folder import Dataset
 from .index import EMBEDS_FOLDER, EmbedIndex, EmbedSample, write_index
 from .progress import Progress
@@ -32,6 +33,15 @@ NAMES_IN_MESSAGE = 5
 
 class PromptEncoder(Protocol):
     """What the text cache needs of a text encoder."""
+
+    @property
+    def max_batch_tokens(self) -> int:
+        """Tokens, with padding, to encode at once."""
+        ...
+
+    def count_tokens(self, prompt: str, /) -> int:
+        """Tokens of a prompt before it is cut to the encoder's limit."""
+        ...
 
     def encode(self, prompts: list[str], /) -> list[Tensor]:
         """[tokens, width] float32 of each prompt, without padding."""
@@ -74,7 +84,7 @@ def fill_embed_cache(
         load_encoder: Loads Gemma2; called only if something is to be encoded.
         encoder_fingerprint: Identifies its weights, attention and token limit.
         dtype: In which embeddings are kept; bfloat16 is what a bfloat16 network would round them to anyway.
-        batch_size: Prompts encoded at once.
+        batch_size: Most prompts encoded at once, or AUTOMATIC_BATCH_SIZE. It changes no entry's name.
         context: Where the cache lies, and whom to tell.
 
     Raises:
@@ -162,18 +172,33 @@ def _encode(
     progress: Progress,
 ) -> None:
     progress.stop_if_asked()
-    by_length = sorted(missing, key=len)  # prompts of like length share a batch without much padding
     encoder = load_encoder()
     try:
-        for start in range(0, len(by_length), batch_size):
-            progress.stop_if_asked()
-            batch = by_length[start : start + batch_size]
-            for text, embeds_LD in zip(batch, encoder.encode(batch), strict=True):
-                if not embeds_LD.isfinite().all():
-                    raise TrainerError(
-                        f"the text encoder gave values that are not finite for {text!r}: use another file"
-                    )
-                write_entry(folder / names[text], embeds_LD.to("cpu", dtype), encoder.describe_differences([text]))
-            progress.advance(len(batch))
+        with EntryWriter(dtype, progress) as writer:
+            for batch in _make_batches(missing, batch_size, encoder):
+                progress.stop_if_asked(writer.finish)
+                embeds = encoder.encode(batch)
+                writer.write(embeds, [_new_entry(folder / names[text], text, encoder) for text in batch])
     finally:
         del encoder  # an error's traceback would keep Gemma2 on the device
+
+
+def _make_batches(texts: Sequence[str], batch_size: int, encoder: PromptEncoder) -> list[list[str]]:
+    """Prompts of like length together, so that padding stays small; as many as the encoder takes tokens."""
+    num_tokens = {text: encoder.count_tokens(text) for text in texts}
+    batches: list[list[str]] = []
+    for text in sorted(texts, key=num_tokens.__getitem__):  # so the newest text of a batch is its longest
+        is_room = batches and (len(batches[-1]) + 1) * num_tokens[text] <= encoder.max_batch_tokens
+        if is_room and (len(batches[-1]) < batch_size or batch_size == AUTOMATIC_BATCH_SIZE):
+            batches[-1].append(text)
+        else:
+            batches.append([text])
+    return batches
+
+
+def _new_entry(path: Path, text: str, encoder: PromptEncoder) -> NewEntry:
+    return NewEntry(
+        path=path,
+        notes=tuple(encoder.describe_differences([text])),
+        problem=f"the text encoder gave values that are not finite for {text!r}: use another file",
+    )

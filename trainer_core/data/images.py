@@ -107,7 +107,6 @@ def fit_to_bucket(image: Image.Image, bucket: Bucket, size: tuple[int, int] | No
     return image.resize(size or (bucket.width, bucket.height), Image.Resampling.LANCZOS, box=box)
 
 
-def to_pixels(image: Image.Image) -> Tensor:
-    """[3, height, width] float32 in [-1, 1] of an RGB picture."""
-    pixels_HW3 = torch.from_numpy(np.array(image, dtype=np.float32))
-    return pixels_HW3.permute(2, 0, 1).contiguous() / 127.5 - 1.0  # [H, W, 3] -> [3, H, W]
+def to_picture_tensor(image: Image.Image) -> Tensor:
+    """[3, height, width] uint8 of an RGB picture, laid out as the picture is: channels last."""
+    return torch.from_numpy(np.array(image)).permute(2, 0, 1)  # [H, W, 3] -> [3, H, W]

@@ -25,7 +25,7 @@ from .progress import Progress
 logger = logging.getLogger(__name__)
 
 INDEX_FILE = "pictures.json"
-NUM_READERS = min(4, os.cpu_count() or 1)
+NUM_READERS = min(8, os.cpu_count() or 1)
 """Threads that read and decode; each may hold one decoded picture."""
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Callable
 
 from ..context import StepContext
 from ..errors import StopTraining
@@ -39,13 +40,17 @@ class Progress:
             self._last_event = now
             self._emit(now - self._started)
 
-    def stop_if_asked(self) -> None:
+    def stop_if_asked(self, finish: Callable[[], None] = lambda: None) -> None:
         """Call it between entries.
+
+        Args:
+            finish: Called before stopping; ends what is under way.
 
         Raises:
             StopTraining: The user asked to stop.
         """
         if self.context.should_stop():
+            finish()
             raise StopTraining(f"{self.run} stopped after {self.num_done} of {self.total}: queue it again to go on")
 
     def _emit(self, seconds: float) -> None:
