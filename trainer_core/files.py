@@ -3,28 +3,39 @@
 from __future__ import annotations
 
 import json
+import math
 import os
 import uuid
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
-from safetensors.torch import save
+import torch
 from torch import Tensor
+
+DTYPE_NAMES = {
+    torch.float64: "F64",
+    torch.float32: "F32",
+    torch.float16: "F16",
+    torch.bfloat16: "BF16",
+    torch.float8_e4m3fn: "F8_E4M3",
+    torch.float8_e5m2: "F8_E5M2",
+    torch.int64: "I64",
+    torch.int32: "I32",
+    torch.int16: "I16",
+    torch.int8: "I8",
+    torch.uint8: "U8",
+    torch.bool: "BOOL",
+}
+"""Names of dtypes in a safetensors header."""
 
 
 def write_bytes_atomically(path: Path, content: bytes) -> None:
     """Write to a temporary name in the same folder, flush to disk, rename."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with _replacing(path) as file:
+        file.write(content)
 
 
 def write_json_atomically(path: Path, content: Mapping[str, Any]) -> None:
@@ -32,9 +43,50 @@ def write_json_atomically(path: Path, content: Mapping[str, Any]) -> None:
     write_bytes_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+@dataclass(frozen=True, kw_only=True)
+class StoredTensor:
+    """A tensor that is made only when it is written, so that a large file needs little memory."""
+
+    shape: tuple[int, ...]
+    dtype: torch.dtype
+    read: Callable[[], Tensor]
+    """Gives the tensor, on any device."""
+
+
 def write_safetensors_atomically(
-    path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str] | None = None
+    path: Path, tensors: Mapping[str, Tensor | StoredTensor], metadata: Mapping[str, str] | None = None
 ) -> None:
-    """Write tensors from any device; each is made contiguous and unshared."""
-    owned = {name: tensor.detach().cpu().contiguous().clone() for name, tensor in tensors.items()}
-    write_bytes_atomically(path, save(owned, dict(metadata) if metadata else None))
+    """Write tensors from any device, one after another: only one at a time is in the host's memory.
+
+    Format: https://github.com/huggingface/safetensors#format
+    """
+    # Largest elements first, as safetensors itself does, so that every tensor lies at a multiple of its element's size.
+    ordered = sorted(tensors.items(), key=lambda item: (-item[1].dtype.itemsize, item[0]))
+    header: dict[str, Any] = {"__metadata__": dict(metadata)} if metadata else {}
+    end = 0
+    for name, tensor in ordered:
+        start, end = end, end + math.prod(tensor.shape) * tensor.dtype.itemsize
+        header[name] = {"dtype": DTYPE_NAMES[tensor.dtype], "shape": list(tensor.shape), "data_offsets": [start, end]}
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    with _replacing(path) as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for _, tensor in ordered:
+            whole = tensor.read() if isinstance(tensor, StoredTensor) else tensor
+            assert whole.dtype == tensor.dtype and tuple(whole.shape) == tuple(tensor.shape), "not what was announced"
+            file.write(whole.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+
+
+@contextmanager
+def _replacing(path: Path) -> Iterator[BinaryIO]:
+    """A file under a temporary name in the same folder; flushed to disk and renamed in the end."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = path.with_name(f".{path.name}.{uuid.uuid4().hex[:8]}.tmp")
+    try:
+        with temporary.open("wb") as file:
+            yield file
+            file.flush()
+            os.fsync(file.fileno())
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)

@@ -83,7 +83,7 @@ class Recorder:
             optimizer=self.session.optimizer,
             exported=self._export(),
             metadata=self._metadata(),
-            adapter_file=ADAPTER_FILE,
+            weights_file=ADAPTER_FILE,
         )
         prune_checkpoints(self.run.checkpoints_dir, self.job.checkpoints.num_checkpoints_kept)
         path = (folder / ADAPTER_FILE).relative_to(self.run.path).as_posix()

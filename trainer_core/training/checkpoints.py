@@ -11,13 +11,12 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import TrainerError
@@ -27,6 +26,8 @@ logger = logging.getLogger(__name__)
 
 STATE_TENSORS = "training_state.safetensors"
 STATE_JSON = "training_state.json"
+PARAMETER, OPTIMIZER = "parameter/", "optimizer/"
+"""What names in STATE_TENSORS begin with."""
 
 
 def save_checkpoint(
@@ -37,36 +38,43 @@ def save_checkpoint(
     optimizer: torch.optim.Optimizer,
     exported: Mapping[str, Tensor],
     metadata: Mapping[str, str],
-    adapter_file: str,
+    weights_file: str,
 ) -> None:
-    """Write everything that is needed to go on from a step.
+    """Write everything that is needed to go on from a step, one tensor at a time.
+
+    Where `exported` holds the parameters themselves, they are not written a second time. Of the whole Lumina2 trained
+    by adamw8bit, weights and state take 5.2 GB each.
 
     Args:
         folder: Its final path; written beside it and renamed.
         step: Optimizer steps done.
         parameters: What is trained, in the optimizer's order.
         optimizer: With its state.
-        exported: The adapter with ComfyUI's keys.
-        metadata: Of the adapter file.
-        adapter_file: Name of the adapter file.
+        exported: What other programs read.
+        metadata: Of that file.
+        weights_file: Name of that file.
     """
     if folder.exists():
         return
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    is_exact = all(exported.get(name) is parameter for name, parameter in parameters.items())
     state = optimizer.state_dict()
-    tensors: dict[str, Tensor] = {f"parameter/{name}": parameter for name, parameter in parameters.items()}
+    tensors: dict[str, Tensor] = {}
+    if not is_exact:
+        tensors.update({f"{PARAMETER}{name}": parameter for name, parameter in parameters.items()})
     plain: dict[str, dict[str, Any]] = {}
     for name, index in zip(parameters, _parameter_indices(state), strict=True):
         for key, value in state["state"].get(index, {}).items():
             if isinstance(value, Tensor):
-                tensors[f"optimizer/{name}/{key}"] = value
+                tensors[f"{OPTIMIZER}{name}/{key}"] = value
             else:
                 plain.setdefault(name, {})[key] = value
     groups = [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]]
+    record = {"step": step, "param_groups": groups, "state": plain, "exact_weights": weights_file if is_exact else None}
     try:
         write_safetensors_atomically(temporary / STATE_TENSORS, tensors)
-        write_json_atomically(temporary / STATE_JSON, {"step": step, "param_groups": groups, "state": plain})
-        write_safetensors_atomically(temporary / adapter_file, exported, metadata)
+        write_json_atomically(temporary / STATE_JSON, record)
+        write_safetensors_atomically(temporary / weights_file, exported, metadata)
         os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
@@ -92,34 +100,65 @@ def prune_checkpoints(checkpoints_dir: Path, num_kept: int) -> None:
 
 
 def load_checkpoint(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
-    """Put a checkpoint's values into parameters and optimizer, in place.
+    """Put a checkpoint's values into parameters and optimizer, in place, one tensor at a time.
 
     Returns:
         The optimizer steps done.
 
     Raises:
-        TrainerError: The files are damaged or belong to another adapter.
+        TrainerError: The files are damaged or belong to another run.
     """
     try:
-        tensors = load_file(folder / STATE_TENSORS)
         record = json.loads((folder / STATE_JSON).read_text(encoding="utf-8"))
+        exact_weights = record.get("exact_weights")
+        with (
+            safe_open(folder / STATE_TENSORS, "pt") as state,
+            safe_open(folder / (exact_weights or STATE_TENSORS), "pt") as weights,
+        ):
+            prefix = "" if exact_weights else PARAMETER
+            stored = {name.removeprefix(prefix) for name in weights.keys() if name.startswith(prefix)}  # noqa: SIM118
+            if stored != set(parameters):
+                raise TrainerError(
+                    f"checkpoint {folder.name} belongs to another run: delete it or choose another run_name"
+                )
+            with torch.no_grad():
+                for name, parameter in parameters.items():
+                    parameter.copy_(weights.get_tensor(f"{prefix}{name}"))
+            groups = [
+                {**kept, "params": group["params"]}
+                for kept, group in zip(record["param_groups"], optimizer.state_dict()["param_groups"], strict=True)
+            ]
+            states = _StoredStates(state, list(parameters), record["state"])
+            optimizer.load_state_dict({"state": states, "param_groups": groups})
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise TrainerError(
             f"checkpoint {folder.name} is damaged ({error}): delete it to resume from the one before"
         ) from error
-    stored = {name.removeprefix("parameter/") for name in tensors if name.startswith("parameter/")}
-    if stored != set(parameters):
-        raise TrainerError(f"checkpoint {folder.name} belongs to another adapter: delete it or choose another run_name")
-    state: dict[int, dict[str, Any]] = {}
-    with torch.no_grad():
-        for index, (name, parameter) in enumerate(parameters.items()):
-            parameter.copy_(tensors[f"parameter/{name}"])
-            prefix = f"optimizer/{name}/"
-            state[index] = {key.removeprefix(prefix): value for key, value in tensors.items() if key.startswith(prefix)}
-            state[index].update(record["state"].get(name, {}))
-    groups = optimizer.state_dict()["param_groups"]
-    groups = [
-        {**stored, "params": group["params"]} for stored, group in zip(record["param_groups"], groups, strict=True)
-    ]
-    optimizer.load_state_dict({"state": {k: v for k, v in state.items() if v}, "param_groups": groups})
     return int(record["step"])
+
+
+class _StoredStates(Mapping[int, dict[str, Any]]):
+    """The optimizer's state of each parameter by its index, read when it is asked for."""
+
+    def __init__(self, file: Any, names: list[str], plain: Mapping[str, Mapping[str, Any]]) -> None:
+        self._file = file
+        self._names = names
+        self._plain = plain
+        self._keys: dict[str, list[str]] = {}
+        for key in file.keys():  # noqa: SIM118 (not a mapping)
+            if key.startswith(OPTIMIZER):
+                name, _, kind = key.removeprefix(OPTIMIZER).rpartition("/")
+                self._keys.setdefault(name, []).append(kind)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        name = self._names[index]
+        kinds = self._keys.get(name, [])
+        # The file's tensors are views of the mapped file, which must not stay open.
+        tensors = {kind: self._file.get_tensor(f"{OPTIMIZER}{name}/{kind}").clone() for kind in kinds}
+        return {**tensors, **self._plain.get(name, {})}
+
+    def __iter__(self) -> Iterator[int]:
+        return (i for i, name in enumerate(self._names) if name in self._keys or name in self._plain)
+
+    def __len__(self) -> int:
+        return sum(1 for _ in self)

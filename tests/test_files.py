@@ -1,0 +1,60 @@
+"""Files as other programs read them."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from lumina2_trainer.trainer_core.files import StoredTensor, write_safetensors_atomically
+from safetensors import safe_open
+from safetensors.torch import load_file
+
+
+def test_safetensors_are_read_by_its_own_library(tmp_path: Path) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = {
+        "odd": torch.randint(0, 255, (7,), generator=generator).to(torch.uint8),
+        "matrix": torch.randn(3, 5, generator=generator).bfloat16(),
+        "turned": torch.randn(4, 6, generator=generator).T,
+        "number": torch.tensor(3.5),
+        "empty": torch.zeros(0, 4),
+        "eighth": torch.randn(2, 3, generator=generator).to(torch.float8_e4m3fn),
+    }
+    path = tmp_path / "folder" / "file.safetensors"
+    write_safetensors_atomically(path, tensors, {"title": "日本"})
+    stored = load_file(path)
+    assert stored.keys() == tensors.keys()
+    assert all(
+        torch.equal(stored[n].view(torch.uint8), t.contiguous().view(torch.uint8)) for n, t in tensors.items() if t.ndim
+    )
+    assert stored["number"] == 3.5
+    with safe_open(path, "pt") as file:
+        assert file.metadata() == {"title": "日本"}
+    assert [p.name for p in path.parent.iterdir()] == [path.name]
+
+
+def test_stored_tensors_are_made_one_at_a_time(tmp_path: Path) -> None:
+    alive = []
+
+    def read() -> torch.Tensor:
+        alive.append(len(alive))
+        return torch.full((1000,), float(alive[-1]))
+
+    tensors = {f"t{i}": StoredTensor(shape=(1000,), dtype=torch.float32, read=read) for i in range(4)}
+    write_safetensors_atomically(tmp_path / "file.safetensors", tensors)
+    stored = load_file(tmp_path / "file.safetensors")
+    assert [stored[f"t{i}"][0].item() for i in range(4)] == [0.0, 1.0, 2.0, 3.0]
+
+
+def test_a_file_that_cannot_be_finished_leaves_the_old_one(tmp_path: Path) -> None:
+    path = tmp_path / "file.safetensors"
+    write_safetensors_atomically(path, {"a": torch.ones(3)})
+
+    def fail() -> torch.Tensor:
+        raise OSError("the disk is full")
+
+    with pytest.raises(OSError, match="full"):
+        write_safetensors_atomically(path, {"a": StoredTensor(shape=(3,), dtype=torch.float32, read=fail)})
+    assert torch.equal(load_file(path)["a"], torch.ones(3))
+    assert [p.name for p in tmp_path.iterdir()] == [path.name]
