@@ -109,7 +109,9 @@ def _start_session(
     return TrainingSession(
         transformer=transformer,
         parameters=parameters,
-        optimizer=OPTIMIZERS[train.optimizer](parameters.values(), train.learning_rate, job.optimizer),
+        optimizer=OPTIMIZERS[train.optimizer](
+            parameters.values(), train.learning_rate, job.optimizer, derive_seed(train.seed, "rounding")
+        ),
         samples=samples,
         unconditional=load_embeds(embeds.unconditional),
         plan=StepPlan(

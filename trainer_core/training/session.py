@@ -21,6 +21,7 @@ from ..lumina2.transformer import Lumina2Transformer
 from .lr_schedules import lr_factor
 from .memory import peak_memory_gib
 from .settings import OptimizerSettings
+from .updates import UpdateAfterBackward, WeightUpdate
 
 SAMPLES_IN_MEMORY = 128
 """Cached samples kept in memory; a 1024x1024 sample takes about 2 MB."""
@@ -50,7 +51,7 @@ class StepRecord:
     """Mean loss by bin of t (20 bins, 0 is the noisiest), of the bins that had a sample."""
     learning_rate: float
     grad_norm: float
-    """Before clipping."""
+    """Of all gradients together, before clipping."""
     seconds: float
     peak_memory_gib: float
     epoch: int
@@ -71,14 +72,21 @@ class TrainingSession:
     plan: StepPlan
     device: torch.device
     step: int = 0
-    is_consistent: bool = True
-    """False while the optimizer is halfway through its update."""
+    update: WeightUpdate | None = None
+    """How gradients become an update; after the backward pass if None."""
     stream: SampleStream = field(init=False)
 
     def __post_init__(self) -> None:
+        max_grad_norm = self.plan.optimizer.max_grad_norm
+        self._update = self.update or UpdateAfterBackward(self.parameters, self.optimizer, max_grad_norm)
         self.stream = SampleStream([sample.repeats for sample in self.samples], self.plan.seed)
         # Wraps a function, not a method: that would tie this session, and with it the model, to itself.
         self._load = functools.lru_cache(maxsize=SAMPLES_IN_MEMORY)(functools.partial(_read_sample, self.samples))
+
+    @property
+    def is_consistent(self) -> bool:
+        """False while some weights are of this step and others of the last."""
+        return self._update.is_consistent
 
     def make_batch(self, first_position: int) -> tuple[NoisyBatch, Tensor, list[str]]:
         """The batch that starts at a position of the stream.
@@ -106,12 +114,16 @@ class TrainingSession:
         """One optimizer step.
 
         Raises:
-            TrainerError: Loss or gradient is not finite; nothing was updated.
+            TrainerError: Loss or gradient is not finite. After such a loss nothing is updated, after such a gradient
+                at most what came before it, see `is_consistent`.
         """
         started = time.perf_counter()
         step, plan = self.step + 1, self.plan
         num_batches = plan.optimizer.gradient_accumulation_steps
         first_position = (step - 1) * num_batches * plan.batch_size
+        learning_rate = plan.learning_rate * lr_factor(
+            plan.optimizer.lr_schedule, step, plan.num_steps, plan.optimizer.num_warmup_steps
+        )
         losses, timesteps, ids = [], [], []
         for number in range(num_batches):
             position = first_position + number * plan.batch_size
@@ -119,18 +131,15 @@ class TrainingSession:
             torch.manual_seed(derive_seed(plan.seed, "network", position))  # dropout inside the adapter
             with computation(plan.precision, self.device):
                 loss_B = flow_matching_loss(self.transformer, batch)
+            self._update.prepare(loss_B.detach(), learning_rate, is_last=number == num_batches - 1)
             (loss_B.mean() / num_batches).backward()
             losses.append(loss_B.detach())
             timesteps += timesteps_B.tolist()
             ids += batch_ids
-        max_norm = plan.optimizer.max_grad_norm or math.inf
-        grad_norm = nn.utils.clip_grad_norm_(self.parameters.values(), max_norm)
-        *sample_losses, norm = torch.cat([*losses, grad_norm.detach().float()[None]]).tolist()  # the step's one wait
+        *sample_losses, norm = torch.cat([*losses, self._update.measure()[None]]).tolist()  # the step's one wait
         self._check_finite(step, sample_losses, norm, ids)
-        learning_rate = plan.learning_rate * lr_factor(
-            plan.optimizer.lr_schedule, step, plan.num_steps, plan.optimizer.num_warmup_steps
-        )
-        self._update(learning_rate)
+        self._update.apply()
+        self.step = step
         return StepRecord(
             step=step,
             loss=sum(sample_losses) / len(sample_losses),
@@ -146,22 +155,12 @@ class TrainingSession:
     def _check_finite(self, step: int, losses: Sequence[float], norm: float, ids: Sequence[str]) -> None:
         if all(map(math.isfinite, losses)) and math.isfinite(norm):
             return
-        self.optimizer.zero_grad(set_to_none=True)
         bad = [name for name, loss in zip(ids, losses, strict=True) if not math.isfinite(loss)] or list(ids)
         what = "loss" if not all(map(math.isfinite, losses)) else "gradient"
         raise TrainerError(
-            f"step {step}: the {what} is not a finite number, for {', '.join(bad)}. Nothing was updated;"
+            f"step {step}: the {what} is not a finite number, for {', '.join(bad)}. {self._update.discard()};"
             " look at these files, or lower the learning rate"
         )
-
-    def _update(self, learning_rate: float) -> None:
-        for group in self.optimizer.param_groups:
-            group["lr"] = learning_rate
-        self.is_consistent = False
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        self.step += 1
-        self.is_consistent = True
 
 
 def _read_sample(samples: Sequence[TrainingSample], index: int) -> tuple[Tensor, Tensor]:
