@@ -1,16 +1,29 @@
-"""Timing a step and the memory it takes."""
+"""Timing steps and the memory they take."""
 
 from __future__ import annotations
 
 import statistics
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 import torch
 
 NUM_WARMUP_STEPS = 4
 NUM_STEPS = 8
+MIN_WARMUP_STEPS = 2
+MIN_STEPS = 3
+"""Fewest steps of a slow trainer."""
+MAX_SECONDS = 4.0
+"""Warm-up after its first step, and measuring, both end after this time if the fewest steps were made."""
+
+Training = Callable[[Callable[[], None]], None]
+"""Trains, calling its argument after every optimizer step, until that raises EnoughSteps."""
+
+
+class EnoughSteps(Exception):
+    """Raised into a training to end it."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,45 +34,75 @@ class Measurement:
     """Median of the measured steps."""
     fastest: float
     slowest: float
+    num_steps: int
+    """That were measured."""
     first_step_seconds: float
     """With everything that happens once, such as compilation."""
     peak_gib: float
-    """Most memory allocated on the GPU; 0 without one."""
+    """Most memory allocated on the GPU after the warm-up; 0 without one."""
     loss: float
     """Of a fixed batch before training, to see that the work is the same."""
 
 
-def measure_steps(step: Callable[[], object], loss: float, device: torch.device) -> Measurement:
-    """Run warm-up and measured steps.
+class StepClock:
+    """Waits for the device after each step and takes the time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self.device = device
+        self.warmup: list[float] = []
+        """Seconds of each step before measuring."""
+        self.measured: list[float] = []
+        """Seconds of each measured step."""
+        self._is_warm = False
+        self._last = time.perf_counter()
+
+    def tick(self) -> None:
+        """A step has been made.
+
+        Raises:
+            EnoughSteps: It was the last one to measure.
+        """
+        if self.device.type == "cuda":
+            torch.cuda.synchronize()
+        seconds = time.perf_counter() - self._last
+        if self._is_warm:
+            self.measured.append(seconds)
+            if _is_enough(self.measured, NUM_STEPS, MIN_STEPS):
+                raise EnoughSteps
+        else:
+            self.warmup.append(seconds)
+            if _is_enough(self.warmup[1:], NUM_WARMUP_STEPS - 1, MIN_WARMUP_STEPS - 1):
+                self._is_warm = True
+                if self.device.type == "cuda":
+                    torch.cuda.reset_peak_memory_stats()
+        self._last = time.perf_counter()
+
+
+def _is_enough(seconds: list[float], num_steps: int, min_steps: int) -> bool:
+    return len(seconds) >= num_steps or (len(seconds) >= min_steps and sum(seconds) > MAX_SECONDS)
+
+
+def measure_steps(train: Training, loss: float, device: torch.device) -> Measurement:
+    """Time a training after its warm-up.
 
     Args:
-        step: One optimizer step.
+        train: See `Training`.
         loss: See `Measurement.loss`.
-        device: Waited for around each step.
+        device: Waited for after each step.
     """
-    seconds = []
-    for number in range(NUM_WARMUP_STEPS + NUM_STEPS):
-        if number == NUM_WARMUP_STEPS and device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats()
-        _wait(device)
-        started = time.perf_counter()
-        step()
-        _wait(device)
-        seconds.append(time.perf_counter() - started)
-    measured = seconds[NUM_WARMUP_STEPS:]
+    clock = StepClock(device)
+    with suppress(EnoughSteps):
+        train(clock.tick)
+    assert clock.measured, "the training ended by itself before a step was measured"
     return Measurement(
-        seconds=statistics.median(measured),
-        fastest=min(measured),
-        slowest=max(measured),
-        first_step_seconds=seconds[0],
+        seconds=statistics.median(clock.measured),
+        fastest=min(clock.measured),
+        slowest=max(clock.measured),
+        num_steps=len(clock.measured),
+        first_step_seconds=clock.warmup[0],
         peak_gib=torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0,
         loss=loss,
     )
-
-
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize()
 
 
 def matrix_rate(device: torch.device) -> float:

@@ -1,8 +1,10 @@
 """Measure a training step of this project and of others, side by side on equal work.
 
-    python benchmarks/step_time.py --output results.json [CASE ...]
+    python benchmarks/step_time.py --output results.json [--comfyui DIR] [--sd-scripts DIR] [CASE ...]
 
-Every measurement has a process of its own; a table is printed last.
+Every measurement has a process of its own, which must be able to import what a checkout needs. Rows are printed and
+the file is written as they are measured. `first` is the first step with all that happens once: ComfyUI's node moves the
+model to the GPU in it. `speed` is against the first trainer of the case, and so is the check of the loss.
 """
 
 from __future__ import annotations
@@ -10,83 +12,89 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import json
-import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from typing import Any
-
-import torch
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.cases import CASES
-from benchmarks.measure import matrix_rate, measure_steps
-from benchmarks.trainers import TRAINERS
+from benchmarks.material import Checkouts, Setup
+from benchmarks.processes import describe_machine, headline, run_alone, write_report
+from benchmarks.table import COLUMNS, format_row
+from benchmarks.trainers import NEED_CHECKOUT, TRAINER_NAMES, TRAINERS
 
 TIMEOUT_SECONDS = 240
-MAX_LOSS_DIFFERENCE = 0.01
-"""Relative; beyond it two trainers did not do the same work."""
+MACHINE = "machine"
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("cases", nargs="*", metavar="CASE", help=f"of {', '.join(CASES)}; all that suit the device")
-    parser.add_argument("--trainers", nargs="*", default=list(TRAINERS), choices=TRAINERS)
-    parser.add_argument("--output", type=Path, default=None, help="JSON file for the results")
-    parser.add_argument("--only", nargs=2, metavar=("TRAINER", "CASE"), help=argparse.SUPPRESS)
+    parser.add_argument("--trainers", nargs="+", choices=TRAINER_NAMES, help="all that can run")
+    parser.add_argument("--comfyui", type=Path, metavar="DIR", help="checkout of ComfyUI, for its Train LoRA node")
+    parser.add_argument("--sd-scripts", type=Path, metavar="DIR", help="checkout of kohya-ss/sd-scripts")
+    parser.add_argument("--output", type=Path, help="JSON file for the results")
+    parser.add_argument("--only", nargs="+", help=argparse.SUPPRESS)
     options = parser.parse_args()
+    checkouts = Checkouts(comfyui=options.comfyui, sd_scripts=options.sd_scripts)
     if options.only:
-        print(json.dumps(measure(*options.only)))
+        print(json.dumps(describe_machine() if options.only == [MACHINE] else measure(*options.only, checkouts)))
         return
-    has_gpu = torch.cuda.is_available()
-    cases = options.cases or [name for name, case in CASES.items() if (case.size == "full") == has_gpu]
-    results = {case: {trainer: run(trainer, case) for trainer in options.trainers} for case in cases}
-    device = torch.cuda.get_device_name() if has_gpu else "CPU"
-    rate = matrix_rate(torch.device("cuda")) if has_gpu else None
-    if options.output:
-        report = {"device": device, "torch": torch.__version__, "matrix_tflops": rate, "results": results}
-        options.output.write_text(json.dumps(report, indent=2))
-    print(f"{device}, torch {torch.__version__}" + (f", bf16 matrix product {rate:.0f} TFLOP/s" if rate else ""))
-    print_table(results)
+    unknown = [name for name in options.cases if name not in CASES]
+    if unknown:
+        parser.error(f"no case {unknown[0]!r}: choose of {', '.join(CASES)}")
+    trainers = options.trainers or [name for name in TRAINER_NAMES if has_checkout(name, checkouts)]
+    without = [name for name in trainers if not has_checkout(name, checkouts)]
+    if without:
+        parser.error(f"{without[0]} needs --{without[0]} DIR, an existing checkout")
+    compare(options.cases, trainers, checkouts, options.output)
 
 
-def measure(trainer: str, case_name: str) -> dict[str, Any]:
+def has_checkout(trainer: str, checkouts: Checkouts) -> bool:
+    """Whether a trainer's source is there."""
+    path = getattr(checkouts, NEED_CHECKOUT[trainer]) if trainer in NEED_CHECKOUT else Path()
+    return path is not None and path.is_dir()
+
+
+def compare(cases: list[str], trainers: list[str], checkouts: Checkouts, output: Path | None) -> None:
+    """Measure every trainer in every case, and tell of each at once."""
+    machine = run_alone(__file__, ["--only", MACHINE], TIMEOUT_SECONDS)
+    if "error" in machine:
+        sys.exit(machine["error"])
+    size = "full" if machine["matrix_tflops"] else "demo"
+    cases = cases or [name for name, case in CASES.items() if case.size == size]
+    print(headline(machine), COLUMNS, sep="\n", flush=True)
+    results: dict[str, dict[str, Any]] = {}
+    for case in cases:
+        by_trainer = results.setdefault(case, {})
+        for trainer in [name for name in TRAINERS[CASES[case].trained] if name in trainers]:
+            result = run_alone(__file__, [*checkout_options(checkouts), "--only", trainer, case], TIMEOUT_SECONDS)
+            by_trainer[trainer] = result
+            reference = next((r for r in by_trainer.values() if "error" not in r), result)
+            print(format_row(case, trainer, result, reference), flush=True)
+            write_report(output, {"machine": machine, "results": results})
+
+
+def checkout_options(checkouts: Checkouts) -> list[str]:
+    """The command line that gives these checkouts."""
+    given = {"--comfyui": checkouts.comfyui, "--sd-scripts": checkouts.sd_scripts}
+    return [word for option, path in given.items() if path is not None for word in (option, str(path))]
+
+
+def measure(trainer: str, case_name: str, checkouts: Checkouts) -> dict[str, Any]:
     """One measurement, in this process."""
+    import torch
+
+    from benchmarks.measure import measure_steps
+
     case = CASES[case_name]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    step, loss = TRAINERS[trainer](case, device)
-    return dataclasses.asdict(measure_steps(step, loss, device))
-
-
-def run(trainer: str, case: str) -> dict[str, Any]:
-    """One measurement, in a process of its own."""
-    command = [sys.executable, __file__, "--only", trainer, case]
-    try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=TIMEOUT_SECONDS, check=False)
-    except subprocess.TimeoutExpired:
-        return {"error": f"more than {TIMEOUT_SECONDS} seconds"}
-    if done.returncode:
-        return {"error": done.stderr.strip().splitlines()[-1]}
-    return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def print_table(results: dict[str, dict[str, dict[str, Any]]]) -> None:
-    """A row for each case and trainer; ratios are against the first trainer of the case."""
-    print(f"{'case':20} {'trainer':10} {'s/step':>8} {'range':>15} {'first':>7} {'GiB':>6} {'loss':>9} {'speed':>6}")
-    for case, by_trainer in results.items():
-        reference = next((r for r in by_trainer.values() if "error" not in r), None)
-        for trainer, result in by_trainer.items():
-            if "error" in result:
-                print(f"{case:20} {trainer:10} {result['error']}")
-                continue
-            assert reference is not None, "a result without a reference"
-            spread = f"{result['fastest']:.3f}-{result['slowest']:.3f}"
-            is_equal = abs(result["loss"] / reference["loss"] - 1) < MAX_LOSS_DIFFERENCE
-            print(
-                f"{case:20} {trainer:10} {result['seconds']:8.4f} {spread:>15} {result['first_step_seconds']:7.1f}"
-                f" {result['peak_gib']:6.2f} {result['loss']:9.5f} {reference['seconds'] / result['seconds']:6.2f}"
-                f"{'' if is_equal else '  NOT THE SAME LOSS'}"
-            )
+    with tempfile.TemporaryDirectory(prefix="step-time-") as scratch:
+        setup = Setup(case=case, device=device, scratch_dir=Path(scratch), checkouts=checkouts)
+        prepared = TRAINERS[case.trained][trainer](setup)
+        return dataclasses.asdict(measure_steps(prepared.train, prepared.loss, device))
 
 
 if __name__ == "__main__":

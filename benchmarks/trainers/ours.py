@@ -1,0 +1,124 @@
+"""This project: the session that the Train nodes run, on cached samples."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from lumina2_trainer.trainer_core.adapters.lora import LoRASettings, attach_lora
+from lumina2_trainer.trainer_core.data.cache import TrainingSample
+from lumina2_trainer.trainer_core.data.entries import entry_name, write_entry
+from lumina2_trainer.trainer_core.lumina2.objective import flow_matching_loss, make_noisy_batch
+from lumina2_trainer.trainer_core.lumina2.precision import PRECISIONS, computation
+from lumina2_trainer.trainer_core.lumina2.recompute import RecomputeBlocks
+from lumina2_trainer.trainer_core.lumina2.timesteps import NoiseSettings
+from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config, Lumina2Transformer
+from lumina2_trainer.trainer_core.training.session import StepPlan, TrainingSession
+from lumina2_trainer.trainer_core.training.settings import OptimizerSettings
+
+from ..cases import LEARNING_RATE, RANK
+from ..material import FIXED_TIME, PIXELS_PER_LATENT, Sample, Setup, fixed_noise, make_samples, random_weights
+from .prepared import PreparedTrainer, repeat
+
+
+def train_lora(setup: Setup, *, precision: str | None = None) -> PreparedTrainer:
+    """Train LoRA's session.
+
+    Args:
+        setup: The case and where it runs.
+        precision: Key of PRECISIONS; by default the one of the case's dtype.
+    """
+    case = setup.case
+    precision = precision or next(name for name, dtype in PRECISIONS.items() if dtype is case.dtype)
+    transformer = build_transformer(setup.config, precision, setup.device)
+    if case.has_recomputation:
+        transformer.run_block = RecomputeBlocks(num_recomputed=transformer.num_blocks)
+    samples = make_samples(case)
+    loss = _loss_of_fixed_batch(transformer, samples, precision, setup.device)
+    session = start_lora_session(
+        transformer, samples, setup.scratch_dir, batch_size=case.batch_size, precision=precision
+    )
+    return PreparedTrainer(loss=loss, train=repeat(session.train_step))
+
+
+def build_transformer(config: Lumina2Config, precision: str, device: torch.device) -> Lumina2Transformer:
+    """Our network with the random weights that every trainer gets, frozen."""
+    with torch.device("meta"):
+        transformer = Lumina2Transformer(config)
+    transformer.load_state_dict(random_weights(config, PRECISIONS[precision], device), assign=True)
+    return transformer.requires_grad_(False)
+
+
+def start_lora_session(
+    transformer: Lumina2Transformer,
+    samples: Sequence[Sample],
+    folder: Path,
+    *,
+    batch_size: int,
+    precision: str,
+    seed: int = 0,
+) -> TrainingSession:
+    """A session before its first step, with a LoRA on attention.
+
+    Args:
+        transformer: From `build_transformer`; gets the adapter.
+        samples: What is trained on; read from cache entries as in a run.
+        folder: Where the entries go.
+        batch_size: Samples a step.
+        precision: Key of PRECISIONS.
+        seed: Decides the order of samples.
+    """
+    parameters = attach_lora(transformer, LoRASettings(targets="attention"), rank=RANK, alpha=float(RANK), seed=0)
+    device = next(transformer.parameters()).device
+    return TrainingSession(
+        transformer=transformer.train(),
+        parameters=parameters,
+        optimizer=torch.optim.AdamW(parameters.values(), lr=LEARNING_RATE, fused=device.type == "cuda"),
+        samples=[_cache_sample(folder, i, sample) for i, sample in enumerate(samples)],
+        unconditional=samples[0].prompt_embeds,
+        plan=StepPlan(
+            num_steps=100_000,
+            batch_size=batch_size,
+            learning_rate=LEARNING_RATE,
+            caption_dropout=0.0,
+            seed=seed,
+            precision=precision,
+            optimizer=OptimizerSettings(),
+            noise=NoiseSettings(),
+        ),
+        device=device,
+    )
+
+
+def _cache_sample(folder: Path, index: int, sample: Sample) -> TrainingSample:
+    latents_path, embeds_path = (folder / entry_name(kind, index) for kind in ("latents", "embeds"))
+    write_entry(latents_path, sample.latents)
+    write_entry(embeds_path, sample.prompt_embeds)
+    height, width = sample.latents.shape[-2:]
+    return TrainingSample(
+        id=str(index),
+        file_name=str(index),
+        latents_path=latents_path,
+        embeds_path=embeds_path,
+        caption="",
+        width=width * PIXELS_PER_LATENT,
+        height=height * PIXELS_PER_LATENT,
+        repeats=1,
+    )
+
+
+@torch.no_grad()
+def _loss_of_fixed_batch(
+    transformer: Lumina2Transformer, samples: list[Sample], precision: str, device: torch.device
+) -> float:
+    batch = make_noisy_batch(
+        [sample.latents for sample in samples],
+        fixed_noise(samples),
+        torch.full((len(samples),), FIXED_TIME),
+        [sample.prompt_embeds for sample in samples],
+        transformer.config.axes_dims,
+        device,
+    )
+    with computation(precision, device):
+        return flow_matching_loss(transformer, batch).mean().item()
