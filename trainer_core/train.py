@@ -21,6 +21,7 @@ from .job import TrainJob
 from .job_record import describe_job, fingerprint_job
 from .lumina2.checkpoint import load_transformer
 from .lumina2.precision import PRECISIONS
+from .lumina2.recompute import RecomputeBlocks
 from .recorder import Recorder
 from .run_folder import RunFolder, open_run
 from .torch_state import preserved_torch_state
@@ -104,7 +105,8 @@ def _start_session(
     )
     adapter_seed = derive_seed(train.seed, "adapter")
     parameters = attach_lora(transformer, job.adapter, rank=train.rank, alpha=train.alpha, seed=adapter_seed)
-    transformer.gradient_checkpointing = train.gradient_checkpointing
+    if train.gradient_checkpointing:
+        transformer.run_block = RecomputeBlocks(num_recomputed=len(transformer.blocks))
     transformer.train()
     return TrainingSession(
         transformer=transformer,

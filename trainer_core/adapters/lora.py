@@ -94,6 +94,8 @@ def attach_lora(
     """
     from peft import LoraConfig, inject_adapter_in_model
 
+    from .fused_lora import FusedLoRALinear
+
     transformer.requires_grad_(False)
     config = LoraConfig(
         r=rank,
@@ -101,6 +103,7 @@ def attach_lora(
         lora_dropout=settings.dropout,
         target_modules=target_modules(transformer, settings),
     )
+    config._register_custom_module({nn.Linear: FusedLoRALinear})  # "custom models" in peft's developer guide
     device = next(transformer.parameters()).device
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)

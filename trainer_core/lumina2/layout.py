@@ -121,18 +121,3 @@ def _rotary_table(position_S3: Tensor, axes_dims: tuple[int, ...], device: torch
     return RotaryTable(
         cos=angle.cos().float().to(device, non_blocking=True), sin=angle.sin().float().to(device, non_blocking=True)
     )
-
-
-def rotate(x_SHE: Tensor, rotary: RotaryTable) -> Tensor:
-    """Apply rotary position embedding to adjacent pairs, computed in float32.
-
-    Args:
-        x_SHE: [S, H, E] queries or keys.
-        rotary: Table of the same S tokens.
-
-    Returns:
-        [S, H, E], dtype of the input.
-    """
-    even, odd = x_SHE.float().unflatten(-1, (-1, 2)).unbind(-1)
-    rotated = torch.stack([even * rotary.cos - odd * rotary.sin, even * rotary.sin + odd * rotary.cos], -1)
-    return rotated.flatten(-2).to(x_SHE.dtype)

@@ -10,16 +10,17 @@ H query heads, K key/value heads, E head size, C channels of a patch, P size of 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.utils.checkpoint import checkpoint
 
 from .attention import attend
-from .layout import TokenLayout, TokenStream, rotate
+from .layout import TokenLayout, TokenStream
+from .ops import normalise_and_rotate, per_token, residual_norm, swiglu
 
 TIME_FREQUENCIES = 256
 
@@ -77,19 +78,22 @@ class Attention(nn.Module):
 
     def __init__(self, config: Lumina2Config) -> None:
         super().__init__()
-        self.head_size = config.head_size
-        self.split_sizes = config.qkv_rows
+        self.num_kv_heads = config.num_kv_heads
         self.qkv = nn.Linear(config.hidden_size, sum(config.qkv_rows), bias=False)
         self.out = nn.Linear(config.hidden_size, config.hidden_size, bias=False)
         self.q_norm = RMSNorm(config.head_size, config.norm_eps)
         self.k_norm = RMSNorm(config.head_size, config.norm_eps)
 
     def forward(self, x_SD: Tensor, stream: TokenStream) -> Tensor:
-        query, key, value = (
-            x.unflatten(-1, (-1, self.head_size)) for x in self.qkv(x_SD).split(self.split_sizes, -1)
-        )  # [S, D + 2 K E] -> [S, H, E], [S, K, E], [S, K, E]
-        query = rotate(self.q_norm(query), stream.rotary)
-        key = rotate(self.k_norm(key), stream.rotary)
+        query, key, value = normalise_and_rotate(
+            self.qkv(x_SD),
+            self.q_norm.weight,
+            self.k_norm.weight,
+            stream.rotary.cos,
+            stream.rotary.sin,
+            num_kv_heads=self.num_kv_heads,
+            eps=self.q_norm.eps,
+        )
         return self.out(attend(query, key, value, stream.segments).flatten(1))
 
 
@@ -103,7 +107,11 @@ class FeedForward(nn.Module):
         self.w3 = nn.Linear(config.hidden_size, config.mlp_size, bias=False)
 
     def forward(self, x_SD: Tensor) -> Tensor:
-        return self.w2(F.silu(self.w1(x_SD)) * self.w3(x_SD))
+        return self.w2(swiglu(self.w1(x_SD), self.w3(x_SD)))
+
+
+Modulation = Sequence["Tensor | None"]
+"""Scale and gate of the attention, scale and gate of the MLP, [B, D] each."""
 
 
 class Block(nn.Module):
@@ -122,17 +130,59 @@ class Block(nn.Module):
             self.adaLN_modulation = nn.Sequential(nn.SiLU(), linear)
 
     def forward(self, x_SD: Tensor, stream: TokenStream, time_embed_BP: Tensor | None) -> Tensor:
+        modulation = self.modulate(time_embed_BP)
+        x_SD, h_SD = self.attend(x_SD, stream, modulation)
+        return self.feed(x_SD, h_SD, stream.sample_index, modulation)
+
+    def modulate(self, time_embed_BP: Tensor | None) -> Modulation:
+        """Scales and gates of the attention and of the MLP, [B, D] each."""
         if time_embed_BP is None:
-            x_SD = x_SD + self.attention_norm2(self.attention(self.attention_norm1(x_SD), stream))
-            return x_SD + self.ffn_norm2(self.feed_forward(self.ffn_norm1(x_SD)))
-        modulation_BD4 = self.adaLN_modulation(time_embed_BP)
-        scale_msa, gate_msa, scale_mlp, gate_mlp = (
-            _per_token(m_BD, stream) for m_BD in modulation_BD4.chunk(4, -1)
-        )  # [B, 4 D] -> 4 x [S, D]
-        h_SD = self.attention(self.attention_norm1(x_SD) * (1 + scale_msa), stream)
-        x_SD = x_SD + gate_msa.tanh() * self.attention_norm2(h_SD)
-        h_SD = self.feed_forward(self.ffn_norm1(x_SD) * (1 + scale_mlp))
-        return x_SD + gate_mlp.tanh() * self.ffn_norm2(h_SD)
+            return None, None, None, None
+        scale_msa, gate_msa, scale_mlp, gate_mlp = self.adaLN_modulation(time_embed_BP).chunk(4, -1)
+        return scale_msa, gate_msa, scale_mlp, gate_mlp
+
+    def attend(self, x_SD: Tensor, stream: TokenStream, modulation: Modulation) -> tuple[Tensor, Tensor]:
+        """The attention: the residual stream after it, and the input of the MLP."""
+        scale_msa, gate_msa, scale_mlp, _ = modulation
+        x_SD, h_SD = residual_norm(
+            x_SD,
+            next_weight_D=self.attention_norm1.weight,
+            scale_BD=scale_msa,
+            sample_index_S=stream.sample_index,
+            eps=self.attention_norm1.eps,
+        )
+        return residual_norm(
+            x_SD,
+            branch_SD=self.attention(h_SD, stream),
+            branch_weight_D=self.attention_norm2.weight,
+            gate_BD=gate_msa,
+            next_weight_D=self.ffn_norm1.weight,
+            scale_BD=scale_mlp,
+            sample_index_S=stream.sample_index,
+            eps=self.attention_norm1.eps,
+        )
+
+    def feed(self, x_SD: Tensor, h_SD: Tensor, sample_index_S: Tensor, modulation: Modulation) -> Tensor:
+        """The MLP, which may be given any part of the tokens."""
+        return residual_norm(
+            x_SD,
+            branch_SD=self.feed_forward(h_SD),
+            branch_weight_D=self.ffn_norm2.weight,
+            gate_BD=modulation[3],
+            sample_index_S=sample_index_S,
+            eps=self.ffn_norm2.eps,
+        )[0]
+
+
+BlockRunner = Callable[[int, Block, Tensor, TokenStream, "Tensor | None"], Tensor]
+"""Called with the block's number in order of execution, the block and its arguments."""
+
+
+def keep_activations(
+    index: int, block: Block, x_SD: Tensor, stream: TokenStream, time_embed_BP: Tensor | None
+) -> Tensor:
+    """The plain block runner: the backward pass finds every activation in memory."""
+    return block(x_SD, stream, time_embed_BP)
 
 
 class TimestepEmbedder(nn.Module):
@@ -160,7 +210,7 @@ class FinalLayer(nn.Module):
         self.adaLN_modulation = nn.Sequential(nn.SiLU(), nn.Linear(config.time_embed_size, config.hidden_size))
 
     def forward(self, x_TD: Tensor, stream: TokenStream, time_embed_BP: Tensor) -> Tensor:
-        scale_TD = _per_token(self.adaLN_modulation(time_embed_BP), stream)
+        scale_TD = per_token(self.adaLN_modulation(time_embed_BP), stream.sample_index)
         normed_TD = F.layer_norm(x_TD, x_TD.shape[-1:], eps=1e-6).to(x_TD.dtype)
         return self.linear(normed_TD * (1 + scale_TD))
 
@@ -171,8 +221,8 @@ class Lumina2Transformer(nn.Module):
     def __init__(self, config: Lumina2Config) -> None:
         super().__init__()
         self.config = config
-        self.gradient_checkpointing = False
-        """Recompute every block in the backward pass instead of keeping its activations."""
+        self.run_block: BlockRunner = keep_activations
+        """How a block is run: with its activations kept, or computed again (see `recompute.py`)."""
         self.x_embedder = nn.Linear(config.patch_channels, config.hidden_size)
         self.t_embedder = TimestepEmbedder(config)
         self.cap_embedder = nn.Sequential(
@@ -183,6 +233,11 @@ class Lumina2Transformer(nn.Module):
         self.context_refiner = nn.ModuleList([Block(config, is_modulated=False) for _ in refiners])
         self.layers = nn.ModuleList([Block(config, is_modulated=True) for _ in range(config.num_layers)])
         self.final_layer = FinalLayer(config)
+
+    @property
+    def blocks(self) -> list[Block]:
+        """All blocks in order of execution."""
+        return cast("list[Block]", [*self.context_refiner, *self.noise_refiner, *self.layers])
 
     def forward(self, image_TC: Tensor, timesteps_B: Tensor, prompt_embeds_L: Tensor, layout: TokenLayout) -> Tensor:
         """Velocity of each patch.
@@ -199,27 +254,19 @@ class Lumina2Transformer(nn.Module):
         time_embed_BP = self.t_embedder(timesteps_B)
         caption_LD = self.cap_embedder(prompt_embeds_L)
         image_TD = self.x_embedder(image_TC)
-        for block in self.context_refiner:
-            caption_LD = self._run(block, caption_LD, layout.caption, None)
-        for block in self.noise_refiner:
-            image_TD = self._run(block, image_TD, layout.image, time_embed_BP)
+        caption_LD = self._run(self.context_refiner, caption_LD, layout.caption, None)
+        image_TD = self._run(self.noise_refiner, image_TD, layout.image, time_embed_BP)
         joint_SD = image_TD.new_empty(caption_LD.shape[0] + image_TD.shape[0], image_TD.shape[1])
         joint_SD = joint_SD.index_copy(0, layout.caption_index_L, caption_LD.to(image_TD.dtype))
         joint_SD = joint_SD.index_copy(0, layout.image_index_T, image_TD)
-        for block in self.layers:
-            joint_SD = self._run(block, joint_SD, layout.joint, time_embed_BP)
+        joint_SD = self._run(self.layers, joint_SD, layout.joint, time_embed_BP)
         return self.final_layer(joint_SD.index_select(0, layout.image_index_T), layout.image, time_embed_BP)
 
-    def _run(self, block: nn.Module, x_SD: Tensor, stream: TokenStream, time_embed_BP: Tensor | None) -> Tensor:
-        if self.gradient_checkpointing and torch.is_grad_enabled():
-            return checkpoint(block, x_SD, stream, time_embed_BP, use_reentrant=False)
-        return block(x_SD, stream, time_embed_BP)
-
-
-def _per_token(modulation_BD: Tensor, stream: TokenStream) -> Tensor:
-    """[B, D] -> [S, D], or [1, D] where there is one sample."""
-    # index_select, here and elsewhere: its backward pass is much cheaper than that of x[index] (torch 2.14, CPU).
-    return modulation_BD if modulation_BD.shape[0] == 1 else modulation_BD.index_select(0, stream.sample_index)
+    def _run(self, blocks: nn.ModuleList, x_SD: Tensor, stream: TokenStream, time_embed_BP: Tensor | None) -> Tensor:
+        first = self.blocks.index(cast(Block, blocks[0])) if len(blocks) else 0
+        for index, block in enumerate(cast("Iterable[Block]", blocks), first):
+            x_SD = self.run_block(index, block, x_SD, stream, time_embed_BP)
+        return x_SD
 
 
 def patchify(latents: Tensor, patch_size: int = 2) -> Tensor:
