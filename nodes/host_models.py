@@ -6,7 +6,6 @@ The host's loaders recognise Lumina2 by the width 2304 and refuse every other, s
 from __future__ import annotations
 
 from collections.abc import Mapping
-from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
@@ -21,12 +20,12 @@ from ..trainer_core.errors import TrainerError
 from ..trainer_core.job import Adapter
 from ..trainer_core.lumina2.checkpoint import load_transformer
 from ..trainer_core.lumina2.model_files import Lumina2Model
-from ..trainer_core.lumina2.module_weights import read_weight
 from ..trainer_core.lumina2.precision import PRECISIONS
 from ..trainer_core.lumina2.text_files import find_text_files
 from ..trainer_core.lumina2.transformer import Lumina2Config
 from ..trainer_core.lumina2.vae import LATENT_CHANNELS, load_vae
 from ..trainer_core.lumina2.vae_names import to_ldm_state_dict
+from ..trainer_core.lumina2.weight_reader import WeightReader
 from .host_values import read_lora
 
 CPU = torch.device("cpu")
@@ -101,10 +100,8 @@ def _host_config(config: Lumina2Config) -> dict[str, Any]:
 
 def _load_clip(path: Path, dtype: torch.dtype) -> Any:
     files = find_text_files(path)
-    with ExitStack() as stack:
-        paths = {entry.path for entry in files.tensors.values()}
-        open_files = {path: stack.enter_context(path.open("rb")) for path in paths}
-        weights = {f"model.{n}": read_weight(entry, open_files, CPU, dtype) for n, entry in files.tensors.items()}
+    with WeightReader(files.tensors.values()) as reader:
+        weights = {f"model.{n}": reader.read_new(entry, device=CPU, dtype=dtype) for n, entry in files.tensors.items()}
     weights["spiece_model"] = torch.frombuffer(bytearray(files.read_spiece()), dtype=torch.uint8)
     sizes = files.sizes
     options: dict[str, Any] = {

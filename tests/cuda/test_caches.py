@@ -1,4 +1,4 @@
-"""Encoding on a GPU: batches, exact float32 products with bfloat16 weights, memory, and entries written behind."""
+"""Weights and caches on a GPU: reading, batches, float32 products with bfloat16 weights, memory, writing behind."""
 
 from __future__ import annotations
 
@@ -12,6 +12,9 @@ from lumina2_trainer.trainer_core.data.progress import Progress
 from lumina2_trainer.trainer_core.lumina2 import upcast_linear
 from lumina2_trainer.trainer_core.lumina2.latent_encoder import LIVE_TENSORS, LatentEncoder, load_latent_encoder
 from lumina2_trainer.trainer_core.lumina2.text_encoder import load_text_encoder
+from lumina2_trainer.trainer_core.lumina2.weight_files import read_weights
+from lumina2_trainer.trainer_core.lumina2.weight_reader import WeightReader
+from safetensors.torch import save_file
 
 from ..data.sample_files import make_context
 from ..lumina2.tiny_files import SENTENCES, split_state, tiny_vae, write_split
@@ -79,3 +82,12 @@ def test_entries_are_what_the_gpu_computed(tmp_path: Path) -> None:
         for size in (3, 5):
             entry = read_entry(tmp_path / f"{number}-{size}.safetensors")
             assert torch.equal(entry, torch.full((size, 300), float(number)))
+
+
+@pytest.mark.parametrize("wanted", [torch.bfloat16, torch.float32])
+def test_weights_larger_than_the_buffers_reach_the_gpu(wanted: torch.dtype, tmp_path: Path) -> None:
+    weight = torch.randn(2**26 + 5, generator=torch.Generator().manual_seed(0)).bfloat16()  # 4 chunks and a bit
+    save_file({"weight": weight}, tmp_path / "w.safetensors")
+    entry = read_weights(tmp_path / "w.safetensors").tensors["weight"]
+    with WeightReader([entry]) as reader:
+        assert torch.equal(reader.read_new(entry, device=GPU, dtype=wanted).cpu(), weight.to(wanted))

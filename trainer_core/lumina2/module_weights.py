@@ -4,15 +4,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
-from io import BufferedReader
-from pathlib import Path
 
 import torch
 from torch import Tensor, nn
 
 from ..errors import TrainerError
-from .weight_files import WEIGHT_DTYPES, TensorEntry, read_tensor
+from .weight_files import WEIGHT_DTYPES, TensorEntry
+from .weight_reader import WeightReader
 
 Plan = Mapping[str, Sequence[TensorEntry]]
 """The stored tensors of each parameter; several are stacked by rows."""
@@ -78,29 +76,19 @@ def fill_parameters(module: nn.Module, plan: Plan, *, device: torch.device, dtyp
         device: Where the parameters go.
         dtype: What they are stored as.
     """
-    with ExitStack() as stack:
-        stored = [entry for entries in plan.values() for entry in entries]
-        paths = {entry.path for entry in (*stored, *(e.scale for e in stored if e.scale is not None))}
-        files = {path: stack.enter_context(path.open("rb")) for path in paths}
+    with WeightReader(entry for entries in plan.values() for entry in entries) as reader:
         # In the order of the file, so that a hard disk reads it once from end to end.
         for name, entries in sorted(plan.items(), key=lambda item: (str(item[1][0].path), item[1][0].start)):
-            parts = [read_weight(entry, files, device, dtype) for entry in entries]
-            weight = parts[0] if len(parts) == 1 else torch.cat(parts)
+            weight = torch.empty(module.get_parameter(name).shape, device=device, dtype=dtype)
+            for entry, rows in zip(entries, _split_rows(weight, entries), strict=True):
+                reader.read(entry, rows)
             owner, _, attribute = name.rpartition(".")
             setattr(module.get_submodule(owner), attribute, nn.Parameter(weight, requires_grad=False))
 
 
-def read_weight(
-    entry: TensorEntry, files: Mapping[Path, BufferedReader], device: torch.device, dtype: torch.dtype
-) -> Tensor:
-    stored = read_tensor(entry, files[entry.path])
-    if device.type == "mps" and entry.dtype.startswith("F8"):
-        stored = stored.to(dtype)  # Apple's GPUs know no fp8
-    stored = stored.to(device)
-    if entry.scale is None:
-        return stored.to(dtype)
-    scale = read_tensor(entry.scale, files[entry.scale.path]).to(device)
-    return (stored.float() * scale.float()).to(dtype)
+def _split_rows(weight: Tensor, entries: Sequence[TensorEntry]) -> Sequence[Tensor]:
+    """The part of a parameter that each stored tensor fills."""
+    return (weight,) if len(entries) == 1 else weight.split([entry.shape[0] for entry in entries])
 
 
 def _count(names: list[str]) -> str:

@@ -135,10 +135,22 @@ def _list_weight_files(folder: Path) -> list[str]:
 def read_tensor(entry: TensorEntry, file: BufferedReader) -> Tensor:
     """Read one tensor as it is stored, to the host's memory."""
     data = torch.empty(entry.num_bytes, dtype=torch.uint8)
-    file.seek(entry.start)
-    num_read = file.readinto(data.numpy().data) if entry.num_bytes else 0
-    assert num_read == entry.num_bytes, f"{entry.path} changed while it was read"
+    read_part(entry, file, data)
     return data.view(DTYPES[entry.dtype]).reshape(entry.shape)
+
+
+def read_part(entry: TensorEntry, file: BufferedReader, data: Tensor, start: int = 0) -> None:
+    """Read a stretch of a tensor's bytes.
+
+    Args:
+        entry: The tensor.
+        file: `entry.path`, open.
+        data: [bytes] uint8 on the host, filled whole.
+        start: Of the stretch, in bytes from the tensor's first.
+    """
+    file.seek(entry.start + start)
+    num_read = file.readinto(data.numpy().data) if len(data) else 0
+    assert num_read == len(data), f"{entry.path} changed while it was read"
 
 
 def read_bytes(entry: TensorEntry) -> bytes:
