@@ -103,16 +103,3 @@ def measure_steps(train: Training, loss: float, device: torch.device) -> Measure
         peak_gib=torch.cuda.max_memory_allocated() / 2**30 if device.type == "cuda" else 0.0,
         loss=loss,
     )
-
-
-def matrix_rate(device: torch.device) -> float:
-    """TFLOP/s of a large bf16 matrix product with random values: what this card can do at best."""
-    a, b = (torch.randn(8192, 8192, device=device, dtype=torch.bfloat16) for _ in range(2))
-    for _ in range(3):
-        a @ b
-    torch.cuda.synchronize()
-    started = time.perf_counter()
-    for _ in range(10):
-        a @ b
-    torch.cuda.synchronize()
-    return 10 * 2 * 8192**3 / (time.perf_counter() - started) / 1e12

@@ -1,61 +1,43 @@
-"""Measuring in a process of its own, and what the machine is."""
+"""Measuring in a process of its own, and what is told of it."""
 
 from __future__ import annotations
 
-import importlib.metadata
 import json
-import platform
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-PACKAGES = ("triton", "diffusers", "peft", "transformers")
+MACHINE_SCRIPT = str(Path(__file__).parent / "machine.py")
+"""Prints what `headline` takes."""
 
 
-def run_alone(script: str, arguments: list[str], timeout_seconds: float) -> dict[str, Any]:
+def run_alone(
+    script: str, arguments: list[str], timeout_seconds: float, environment: Mapping[str, str] | None = None
+) -> dict[str, Any]:
     """Run a script that prints a JSON object as its last line.
 
     Args:
         script: Its file.
         arguments: Of the command line.
         timeout_seconds: After which it is ended.
+        environment: Of the process; by default this one's.
 
     Returns:
         What it printed, or {"error": the last line of its complaint}.
     """
     command = [sys.executable, script, *arguments]
     try:
-        done = subprocess.run(command, capture_output=True, text=True, timeout=timeout_seconds, check=False)
+        done = subprocess.run(
+            command, capture_output=True, text=True, timeout=timeout_seconds, check=False, env=environment
+        )
     except subprocess.TimeoutExpired:
         return {"error": f"more than {timeout_seconds:.0f} seconds"}
     if done.returncode:
         lines = done.stderr.strip().splitlines()
         return {"error": lines[-1] if lines else f"ended with exit code {done.returncode}"}
     return json.loads(done.stdout.strip().splitlines()[-1])
-
-
-def describe_machine() -> dict[str, Any]:
-    """The device, its matrix rate and the versions of packages that matter; uses the GPU."""
-    import torch
-
-    from .measure import matrix_rate
-
-    has_gpu = torch.cuda.is_available()
-    return {
-        "device": torch.cuda.get_device_name() if has_gpu else f"CPU, {torch.get_num_threads()} threads",
-        "matrix_tflops": matrix_rate(torch.device("cuda")) if has_gpu else None,
-        "torch": torch.__version__,
-        "python": platform.python_version(),
-        **{name: _version(name) for name in PACKAGES},
-    }
-
-
-def _version(package: str) -> str | None:
-    try:
-        return importlib.metadata.version(package)
-    except importlib.metadata.PackageNotFoundError:
-        return None
 
 
 def headline(machine: dict[str, Any]) -> str:

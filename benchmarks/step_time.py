@@ -21,12 +21,11 @@ sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
 from benchmarks.cases import CASES
 from benchmarks.material import Checkouts, Setup
-from benchmarks.processes import describe_machine, headline, run_alone, write_report
+from benchmarks.processes import MACHINE_SCRIPT, headline, run_alone, write_report
 from benchmarks.table import COLUMNS, format_row
 from benchmarks.trainers import NEED_CHECKOUT, TRAINER_NAMES, TRAINERS
 
 TIMEOUT_SECONDS = 240
-MACHINE = "machine"
 
 
 def main() -> None:
@@ -36,11 +35,11 @@ def main() -> None:
     parser.add_argument("--comfyui", type=Path, metavar="DIR", help="checkout of ComfyUI, for its Train LoRA node")
     parser.add_argument("--sd-scripts", type=Path, metavar="DIR", help="checkout of kohya-ss/sd-scripts")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
-    parser.add_argument("--only", nargs="+", help=argparse.SUPPRESS)
+    parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     checkouts = Checkouts(comfyui=options.comfyui, sd_scripts=options.sd_scripts)
     if options.only:
-        print(json.dumps(describe_machine() if options.only == [MACHINE] else measure(*options.only, checkouts)))
+        print(json.dumps(measure(*options.only, checkouts)))
         return
     unknown = [name for name in options.cases if name not in CASES]
     if unknown:
@@ -60,7 +59,7 @@ def has_checkout(trainer: str, checkouts: Checkouts) -> bool:
 
 def compare(cases: list[str], trainers: list[str], checkouts: Checkouts, output: Path | None) -> None:
     """Measure every trainer in every case, and tell of each at once."""
-    machine = run_alone(__file__, ["--only", MACHINE], TIMEOUT_SECONDS)
+    machine = run_alone(MACHINE_SCRIPT, [], TIMEOUT_SECONDS)
     if "error" in machine:
         sys.exit(machine["error"])
     size = "full" if machine["matrix_tflops"] else "demo"

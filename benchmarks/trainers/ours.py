@@ -31,9 +31,7 @@ def train_lora(setup: Setup, *, precision: str | None = None) -> PreparedTrainer
     """
     case = setup.case
     precision = precision or next(name for name, dtype in PRECISIONS.items() if dtype is case.dtype)
-    transformer = build_transformer(setup.config, precision, setup.device)
-    if case.has_recomputation:
-        transformer.run_block = RecomputeBlocks(num_recomputed=transformer.num_blocks)
+    transformer = build_transformer(setup.config, precision, setup.device, has_recomputation=case.has_recomputation)
     samples = make_samples(case)
     loss = _loss_of_fixed_batch(transformer, samples, precision, setup.device)
     session = start_lora_session(
@@ -42,11 +40,16 @@ def train_lora(setup: Setup, *, precision: str | None = None) -> PreparedTrainer
     return PreparedTrainer(loss=loss, train=repeat(session.train_step))
 
 
-def build_transformer(config: Lumina2Config, precision: str, device: torch.device) -> Lumina2Transformer:
+def build_transformer(
+    config: Lumina2Config, precision: str, device: torch.device, *, has_recomputation: bool
+) -> Lumina2Transformer:
     """Our network with the random weights that every trainer gets, frozen."""
     with torch.device("meta"):
         transformer = Lumina2Transformer(config)
     transformer.load_state_dict(random_weights(config, PRECISIONS[precision], device), assign=True)
+    if has_recomputation:
+        num_blocks = config.num_layers + 2 * config.num_refiner_layers
+        transformer.run_block = RecomputeBlocks(num_recomputed=num_blocks)
     return transformer.requires_grad_(False)
 
 
