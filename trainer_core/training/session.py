@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import math
 import time
 from collections.abc import Sequence
@@ -11,20 +10,19 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..data.batches import SampleStream, derive_seed, sample_generator
-from ..data.cache import TrainingSample, load_embeds, load_latents
+from ..data.batches import SampleStream, derive_seed
+from ..data.cache import TrainingSample
 from ..errors import TrainerError
-from ..lumina2.objective import NoisyBatch, flow_matching_loss, loss_by_timestep_bin, make_noisy_batch
+from ..lumina2.objective import flow_matching_loss, loss_by_timestep_bin
 from ..lumina2.precision import computation
-from ..lumina2.timesteps import NoiseSettings, draw_timesteps
+from ..lumina2.timesteps import NoiseSettings
 from ..lumina2.transformer import Lumina2Transformer
+from .batch_builder import BatchBuilder, TrainingBatch
 from .lr_schedules import lr_factor
 from .memory import peak_memory_gib
+from .prefetch import Prefetcher
 from .settings import OptimizerSettings
 from .updates import UpdateAfterBackward, WeightUpdate
-
-SAMPLES_IN_MEMORY = 128
-"""Cached samples kept in memory; a 1024x1024 sample takes about 2 MB."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,35 +78,36 @@ class TrainingSession:
         max_grad_norm = self.plan.optimizer.max_grad_norm
         self._update = self.update or UpdateAfterBackward(self.parameters, self.optimizer, max_grad_norm)
         self.stream = SampleStream([sample.repeats for sample in self.samples], self.plan.seed)
-        # Wraps a function, not a method: that would tie this session, and with it the model, to itself.
-        self._load = functools.lru_cache(maxsize=SAMPLES_IN_MEMORY)(functools.partial(_read_sample, self.samples))
+        self._batches = self._start_batches()
+
+    def _start_batches(self) -> Prefetcher[TrainingBatch]:
+        """The stream's batches on the CPU; for a GPU they are built ahead, a CPU has nothing to spare for that."""
+        plan, is_cuda = self.plan, self.device.type == "cuda"
+        builder = BatchBuilder(
+            self.samples,
+            self.stream,
+            unconditional=self.unconditional,
+            batch_size=plan.batch_size,
+            caption_dropout=plan.caption_dropout,
+            seed=plan.seed,
+            noise=plan.noise,
+            axes_dims=self.transformer.config.axes_dims,
+        )
+        return Prefetcher(
+            (lambda position: builder.build(position).pinned()) if is_cuda else builder.build,
+            stride=plan.batch_size,
+            end=plan.num_steps * plan.optimizer.gradient_accumulation_steps * plan.batch_size,
+            is_threaded=self.device.type != "cpu",
+        )
 
     @property
     def is_consistent(self) -> bool:
         """False while some weights are of this step and others of the last."""
         return self._update.is_consistent
 
-    def make_batch(self, first_position: int) -> tuple[NoisyBatch, Tensor, list[str]]:
-        """The batch that starts at a position of the stream.
-
-        Returns:
-            The batch, its times [B] on the CPU, and the ids of its samples.
-        """
-        latents, noise, timesteps, embeds, ids = [], [], [], [], []
-        for position in range(first_position, first_position + self.plan.batch_size):
-            index = self.stream.sample_at(position)
-            latents_CHW, embeds_LD = self._load(index)
-            generator = sample_generator(self.plan.seed, position)
-            num_tokens = latents_CHW.shape[-2] * latents_CHW.shape[-1] // 4
-            timesteps.append(draw_timesteps(self.plan.noise, (num_tokens,), generator))
-            is_dropped = torch.rand((), generator=generator).item() < self.plan.caption_dropout
-            noise.append(torch.randn(latents_CHW.shape, generator=generator, dtype=torch.float32))
-            latents.append(latents_CHW)
-            embeds.append(self.unconditional if is_dropped else embeds_LD)
-            ids.append(self.samples[index].id)
-        timesteps_B = torch.cat(timesteps)
-        axes_dims = self.transformer.config.axes_dims
-        return make_noisy_batch(latents, noise, timesteps_B, embeds, axes_dims, self.device), timesteps_B, ids
+    def make_batch(self, first_position: int) -> TrainingBatch:
+        """The batch that starts at a position of the stream, on the device."""
+        return self._batches.take(first_position).on(self.device)
 
     def train_step(self) -> StepRecord:
         """One optimizer step.
@@ -127,15 +126,15 @@ class TrainingSession:
         losses, timesteps, ids = [], [], []
         for number in range(num_batches):
             position = first_position + number * plan.batch_size
-            batch, timesteps_B, batch_ids = self.make_batch(position)
+            batch = self.make_batch(position)
             torch.manual_seed(derive_seed(plan.seed, "network", position))  # dropout inside the adapter
             with computation(plan.precision, self.device):
-                loss_B = flow_matching_loss(self.transformer, batch)
+                loss_B = flow_matching_loss(self.transformer, batch.noisy)
             self._update.prepare(loss_B.detach(), learning_rate, is_last=number == num_batches - 1)
             (loss_B.mean() / num_batches).backward()
             losses.append(loss_B.detach())
-            timesteps += timesteps_B.tolist()
-            ids += batch_ids
+            timesteps += batch.timesteps_B.tolist()
+            ids += batch.ids
         *sample_losses, norm = torch.cat([*losses, self._update.measure()[None]]).tolist()  # the step's one wait
         self._check_finite(step, sample_losses, norm, ids)
         self._update.apply()
@@ -161,8 +160,3 @@ class TrainingSession:
             f"step {step}: the {what} is not a finite number, for {', '.join(bad)}. {self._update.discard()};"
             " look at these files, or lower the learning rate"
         )
-
-
-def _read_sample(samples: Sequence[TrainingSample], index: int) -> tuple[Tensor, Tensor]:
-    """Latents and text states of one sample."""
-    return load_latents(samples[index].latents_path), load_embeds(samples[index].embeds_path)
