@@ -92,7 +92,12 @@ def build_static_layout(lengths_B: Tensor, num_caption_tokens: int, rows: Rotary
     )
     return TokenLayout(
         caption=_stream(caption_G, rows.num_caption_rows, position_L, num_samples, rows.table),
-        image=TokenStream(segments=image_segments, rotary=_take(rows.table, image_row_T), sample_index=sample_T),
+        image=TokenStream(
+            segments=image_segments,
+            rotary=_take(rows.table, image_row_T),
+            sample_index=sample_T,
+            num_tokens_B=torch.full((num_samples,), float(patches), device=device),
+        ),
         joint=_stream(joint_G, max(rows.max_caption_tokens + patches, FILLING_SEGMENT), row_S, num_samples, rows.table),
         caption_index_L=caption_index_L,
         image_index_T=image_index_T,
@@ -120,7 +125,12 @@ def _stream(lengths_G: Tensor, longest: int, row_S: Tensor, num_samples: int, ta
         # An empty segment keeps one key: a softmax over none is not a number.
         mask_B11N=(position_N < lengths_G[:, None].clamp(min=1))[:, None, None],
     )
-    return TokenStream(segments=segments, rotary=_take(table, row_S), sample_index=segment.clamp(max=num_samples - 1))
+    return TokenStream(
+        segments=segments,
+        rotary=_take(table, row_S),
+        sample_index=segment.clamp(max=num_samples - 1),
+        num_tokens_B=lengths_G.float(),
+    )
 
 
 def _take(table: RotaryTable, row: Tensor) -> RotaryTable:

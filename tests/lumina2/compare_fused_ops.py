@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import sys
 from collections.abc import Callable
 from unittest import mock
@@ -66,13 +67,14 @@ def compare_rotation() -> int:
     qkv, query_weight, key_weight = leaf(7, (3 + 2) * 12), leaf(12), leaf(12)
     angle = torch.randn(7, 1, 6, device=DEVICE)
 
-    def rotate() -> Outputs:
-        return ops.normalise_and_rotate(
-            qkv * 1, query_weight, key_weight, angle.cos(), angle.sin(), num_kv_heads=1, eps=EPS
+    is_padding = torch.tensor([False, True] * 3 + [False], device=DEVICE)
+    for padding in (None, is_padding):
+        operation = functools.partial(ops.normalise_and_rotate, num_kv_heads=1, eps=EPS, is_padding_S=padding)
+        compare(
+            lambda operation=operation: operation(qkv * 1, query_weight, key_weight, angle.cos(), angle.sin()),
+            [qkv, query_weight, key_weight],
         )
-
-    compare(rotate, [qkv, query_weight, key_weight])
-    return 1
+    return 2
 
 
 def compare_swiglu() -> int:

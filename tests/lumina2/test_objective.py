@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from lumina2_trainer.trainer_core.lumina2.layout import PaddedLengths
 from lumina2_trainer.trainer_core.lumina2.objective import (
     flow_matching_loss,
     loss_by_timestep_bin,
@@ -54,3 +55,24 @@ def test_loss_of_each_sample_does_not_depend_on_the_others():
 
 def test_loss_by_bin_averages_within_each_bin():
     assert loss_by_timestep_bin([1.0, 3.0, 5.0], [0.01, 0.04, 1.0]) == {0: 2.0, 19: pytest.approx(5.0)}
+
+
+def test_padding_changes_neither_loss_nor_gradients():
+    latents, noise, prompts, plain = make_batch([0.3, 0.8])
+    padded = make_noisy_batch(
+        latents,
+        noise,
+        torch.tensor([0.3, 0.8]),
+        prompts,
+        TINY.axes_dims,
+        CPU,
+        padded=PaddedLengths(caption=8, image=24),
+    )
+    assert len(padded.noisy_TC) == 48 and len(padded.prompt_embeds_L) == 16
+    results = []
+    for batch in (plain, padded):
+        transformer = tiny_transformer(seed=1)
+        loss_B = flow_matching_loss(transformer, batch)
+        loss_B.mean().backward()
+        results.append((loss_B.detach(), [p.grad for p in transformer.parameters()]))
+    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)

@@ -5,9 +5,11 @@ Shape suffixes: S caption and image tokens of all samples, L caption tokens, T i
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from .attention import Segments
@@ -15,6 +17,8 @@ from .attention import Segments
 ROPE_THETA = 10000.0
 MAX_CAPTION_TOKENS = 299
 """RoPE tables of the original hold 300 caption positions and the image takes position L."""
+POSITIONS_AT_ONCE = 512
+"""Positions whose angles are computed together: every caption, and pictures of up to 8192 pixels a side."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,6 +39,22 @@ class TokenStream:
     rotary: RotaryTable
     sample_index: Tensor
     """[tokens] int64, the sample each token belongs to."""
+    num_tokens_B: Tensor
+    """[B] float32, tokens of each sample without padding."""
+
+    def mean_by_sample(self, x_S: Tensor) -> Tensor:
+        """Mean over each sample's tokens, without padding: [tokens] -> [B]."""
+        if self.segments.is_padding_S is not None:
+            x_S = x_S.masked_fill(self.segments.is_padding_S, 0)
+        return torch.stack([x.sum() for x in x_S.split(self.segments.lengths)]) / self.num_tokens_B
+
+
+@dataclass(frozen=True, kw_only=True)
+class PaddedLengths:
+    """Tokens that every sample of a batch takes up, so that batches of many sizes have few shapes."""
+
+    caption: int
+    image: int
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,6 +76,7 @@ class TokenLayout:
         image_sizes: tuple[tuple[int, int], ...],
         axes_dims: tuple[int, ...],
         device: torch.device,
+        padded: PaddedLengths | None = None,
     ) -> TokenLayout:
         """Lay out a batch; samples may differ in caption length and picture size.
 
@@ -64,25 +85,55 @@ class TokenLayout:
             image_sizes: (rows, columns) of each sample in patches of 2 x 2 latents.
             axes_dims: Head dimensions rotated by caption position, row and column.
             device: Where the tables are put.
+            padded: Tokens that captions and images are filled up to; None leaves them as they are.
         """
         assert len(caption_lengths) == len(image_sizes), "one caption for each image"
         assert max(caption_lengths) <= MAX_CAPTION_TOKENS, f"a caption has more than {MAX_CAPTION_TOKENS} tokens"
-        image_lengths = tuple(rows * columns for rows, columns in image_sizes)
-        joint_lengths = tuple(a + b for a, b in zip(caption_lengths, image_lengths, strict=True))
-        captions, images = [], []
-        for length, (rows, columns) in zip(caption_lengths, image_sizes, strict=True):
-            captions.append(_caption_positions(length))
-            images.append(_image_positions(length, rows, columns))
-        joint = [part for pair in zip(captions, images, strict=True) for part in pair]
+        parts = [
+            (_caption_positions(length), _image_positions(length, rows, columns))
+            for length, (rows, columns) in zip(caption_lengths, image_sizes, strict=True)
+        ]
+        caption_fill, image_fill = (None, None) if padded is None else (padded.caption, padded.image)
+        captions = [_Positions.filled(caption, caption_fill) for caption, _ in parts]
+        images = [_Positions.filled(image, image_fill) for _, image in parts]
+        joint = [caption.followed_by(image) for caption, image in zip(captions, images, strict=True)]
         is_caption_S = torch.cat(
-            [torch.arange(total) < length for length, total in zip(caption_lengths, joint_lengths, strict=True)]
+            [
+                torch.arange(len(both.position)) < len(caption.position)
+                for caption, both in zip(captions, joint, strict=True)
+            ]
         )
         return cls(
-            caption=_stream(caption_lengths, captions, axes_dims, device),
-            image=_stream(image_lengths, images, axes_dims, device),
-            joint=_stream(joint_lengths, joint, axes_dims, device),
+            caption=_stream(captions, axes_dims, device, is_padded=padded is not None),
+            image=_stream(images, axes_dims, device, is_padded=padded is not None),
+            joint=_stream(joint, axes_dims, device, is_padded=padded is not None),
             caption_index_L=is_caption_S.nonzero().flatten().to(device, non_blocking=True),
             image_index_T=(~is_caption_S).nonzero().flatten().to(device, non_blocking=True),
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Positions:
+    """Where the tokens of one sample are, and which of them are padding."""
+
+    position: Tensor
+    """[tokens, 3] float64, caption position, row and column."""
+    is_padding: Tensor
+    """[tokens] bool."""
+
+    @classmethod
+    def filled(cls, position: Tensor, length: int | None) -> _Positions:
+        """Fill up to a length, with padding at the origin."""
+        missing = (length or len(position)) - len(position)
+        assert missing >= 0, f"{len(position)} tokens do not fit into {length}"
+        is_padding = torch.zeros(len(position) + missing, dtype=torch.bool)
+        is_padding[len(position) :] = True
+        return cls(position=F.pad(position, (0, 0, 0, missing)), is_padding=is_padding)
+
+    def followed_by(self, other: _Positions) -> _Positions:
+        return _Positions(
+            position=torch.cat([self.position, other.position]),
+            is_padding=torch.cat([self.is_padding, other.is_padding]),
         )
 
 
@@ -101,23 +152,37 @@ def _image_positions(caption_length: int, rows: int, columns: int) -> Tensor:
 
 
 def _stream(
-    lengths: tuple[int, ...], positions: list[Tensor], axes_dims: tuple[int, ...], device: torch.device
+    samples: list[_Positions], axes_dims: tuple[int, ...], device: torch.device, *, is_padded: bool
 ) -> TokenStream:
+    lengths = tuple(len(sample.position) for sample in samples)
+    is_padding_S = torch.cat([sample.is_padding for sample in samples])
+    num_tokens_B = torch.tensor([float((~sample.is_padding).sum()) for sample in samples])
     sample_index = torch.repeat_interleave(torch.arange(len(lengths)), torch.tensor(lengths))
     return TokenStream(
-        segments=Segments.build(lengths, device),
-        rotary=_rotary_table(torch.cat(positions), axes_dims, device),
+        segments=Segments.build(lengths, device, is_padding_S if is_padded else None),
+        rotary=_rotary_table(torch.cat([sample.position for sample in samples]), axes_dims, device),
         sample_index=sample_index.to(device, non_blocking=True),
+        num_tokens_B=num_tokens_B.to(device, non_blocking=True),
     )
 
 
 def _rotary_table(position_S3: Tensor, axes_dims: tuple[int, ...], device: torch.device) -> RotaryTable:
     """Angles in float64, as the original computes them, stored as float32."""
-    angles = []
-    for axis, dim in enumerate(axes_dims):
-        frequency = ROPE_THETA ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
-        angles.append(position_S3[:, axis, None] * frequency)
-    angle = torch.cat(angles, -1)[:, None]  # [S, E / 2] -> [S, 1, E / 2]
-    return RotaryTable(
-        cos=angle.cos().float().to(device, non_blocking=True), sin=angle.sin().float().to(device, non_blocking=True)
-    )
+    position_3S = position_S3.long().T
+    size = -(-(int(position_3S.max()) + 1) // POSITIONS_AT_ONCE) * POSITIONS_AT_ONCE
+    tables = [_axis_table(dim, size) for dim in axes_dims]
+    cos, sin = (
+        torch.cat([table[which][position] for table, position in zip(tables, position_3S, strict=True)], -1)[:, None]
+        for which in (0, 1)
+    )  # [S, E / 2] -> [S, 1, E / 2]
+    return RotaryTable(cos=cos.to(device, non_blocking=True), sin=sin.to(device, non_blocking=True))
+
+
+@functools.cache
+def _axis_table(dim: int, size: int) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of an axis' angles at every position, [size, dim / 2]: positions are few and come again."""
+    frequency = ROPE_THETA ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
+    angle = torch.arange(size, dtype=torch.float64)[:, None] * frequency
+    return angle.cos().float(), angle.sin().float()
+
+

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
-from .layout import TokenLayout
+from .layout import PaddedLengths, TokenLayout
 from .transformer import Lumina2Transformer, patchify
 
 NUM_TIMESTEP_BINS = 20
@@ -39,6 +40,7 @@ def make_noisy_batch(
     prompt_embeds: Sequence[Tensor],
     axes_dims: tuple[int, ...],
     device: torch.device,
+    padded: PaddedLengths | None = None,
 ) -> NoisyBatch:
     """Mix latents with noise and pack the samples; all in float32.
 
@@ -49,24 +51,32 @@ def make_noisy_batch(
         prompt_embeds: Text encoder states of each sample, [tokens, width], without padding.
         axes_dims: The network's rotary dimensions.
         device: Where the batch is put.
+        padded: Tokens that every caption and image is filled up to with zeros; None leaves them as they are.
     """
+    caption_fill, image_fill = (None, None) if padded is None else (padded.caption, padded.image)
     noisy, target = [], []
     for x, n, t in zip(latents, noise, timesteps, strict=True):
         x, n = patchify(x.float()), patchify(n.float())
-        noisy.append((1 - t) * n + t * x)
-        target.append(x - n)
+        noisy.append(_fill((1 - t) * n + t * x, image_fill))
+        target.append(_fill(x - n, image_fill))
     return NoisyBatch(
         noisy_TC=torch.cat(noisy).to(device, non_blocking=True),
         target_TC=torch.cat(target).to(device, non_blocking=True),
         timesteps_B=timesteps.float().to(device, non_blocking=True),
-        prompt_embeds_L=torch.cat(list(prompt_embeds)).to(device, non_blocking=True),
+        prompt_embeds_L=torch.cat([_fill(p, caption_fill) for p in prompt_embeds]).to(device, non_blocking=True),
         layout=TokenLayout.build(
             tuple(len(p) for p in prompt_embeds),
             tuple((x.shape[-2] // 2, x.shape[-1] // 2) for x in latents),
             axes_dims,
             device,
+            padded,
         ),
     )
+
+
+def _fill(x_SC: Tensor, length: int | None) -> Tensor:
+    """Zeros after the tokens, up to a length."""
+    return x_SC if length is None else F.pad(x_SC, (0, 0, 0, length - len(x_SC)))
 
 
 def flow_matching_loss(transformer: Lumina2Transformer, batch: NoisyBatch) -> Tensor:
@@ -80,7 +90,7 @@ def flow_matching_loss(transformer: Lumina2Transformer, batch: NoisyBatch) -> Te
         batch.noisy_TC.to(dtype), batch.timesteps_B, batch.prompt_embeds_L.to(dtype), batch.layout
     )
     error_T = (velocity_TC.float() - batch.target_TC).square().mean(-1)
-    return torch.stack([error.mean() for error in error_T.split(batch.layout.image.segments.lengths)])
+    return batch.layout.image.mean_by_sample(error_T)
 
 
 def loss_by_timestep_bin(losses: Sequence[float], timesteps: Sequence[float]) -> dict[int, float]:

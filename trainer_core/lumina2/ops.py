@@ -15,6 +15,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .attention import PADDING_FEATURES, PADDING_LOGIT
+
 
 @functools.cache
 def has_triton() -> bool:
@@ -175,6 +177,7 @@ def normalise_and_rotate(
     *,
     num_kv_heads: int,
     eps: float,
+    is_padding_S: Tensor | None = None,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Split the fused product, normalise the heads of queries and keys, and rotate adjacent pairs by position.
 
@@ -186,16 +189,29 @@ def normalise_and_rotate(
         sin: [S, 1, E / 2] float32.
         num_kv_heads: K.
         eps: Of both norms.
+        is_padding_S: [S] bool; if given, queries and keys get PADDING_FEATURES more, see `attention.py`.
 
     Returns:
         Queries [S, H, E], keys [S, K, E] and values [S, K, E], dtype of the input.
     """
     if _is_fused(qkv_SX):
-        return _NormaliseAndRotate.apply(qkv_SX, query_weight_E, key_weight_E, cos, sin, num_kv_heads, eps)
+        return _NormaliseAndRotate.apply(
+            qkv_SX, query_weight_E, key_weight_E, cos, sin, is_padding_S, num_kv_heads, eps
+        )
     heads = qkv_SX.unflatten(-1, (-1, len(query_weight_E)))  # [S, X] -> [S, H + 2 K, E]
     query, key, value = heads.split([heads.shape[1] - 2 * num_kv_heads, num_kv_heads, num_kv_heads], 1)
     query = _rotate(_rms_norm(query, query_weight_E, eps), cos, sin)
-    return query, _rotate(_rms_norm(key, key_weight_E, eps), cos, sin), value
+    key = _rotate(_rms_norm(key, key_weight_E, eps), cos, sin)
+    if is_padding_S is not None:
+        feature_S = torch.where(is_padding_S, PADDING_LOGIT, 0.0).to(key.dtype)
+        query, key = _append_feature(query, torch.ones_like(feature_S)), _append_feature(key, feature_S)
+    return query, key, value
+
+
+def _append_feature(x_SHE: Tensor, feature_S: Tensor) -> Tensor:
+    """One feature of all heads of a token, then zeros: [S, H, E] -> [S, H, E + PADDING_FEATURES]."""
+    features = F.pad(feature_S[:, None, None], (0, PADDING_FEATURES - 1))
+    return torch.cat([x_SHE, features.expand(-1, x_SHE.shape[1], -1)], -1)
 
 
 def _rotate(x_SHE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
@@ -215,6 +231,7 @@ class _NormaliseAndRotate(torch.autograd.Function):
         key_weight_E: Tensor,
         cos: Tensor,
         sin: Tensor,
+        is_padding_S: Tensor | None,
         num_kv_heads: int,
         eps: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
@@ -223,7 +240,7 @@ class _NormaliseAndRotate(torch.autograd.Function):
         qkv_SX = qkv_SX.contiguous()
         ctx.save_for_backward(qkv_SX, query_weight_E, key_weight_E, cos, sin)
         ctx.eps = eps
-        query, key = kernel.forward(qkv_SX, query_weight_E, key_weight_E, cos, sin, num_kv_heads, eps)
+        query, key = kernel.forward(qkv_SX, query_weight_E, key_weight_E, cos, sin, is_padding_S, num_kv_heads, eps)
         value = qkv_SX.unflatten(-1, (-1, len(query_weight_E)))[:, -num_kv_heads:]
         return query, key, value
 
@@ -241,11 +258,12 @@ class _NormaliseAndRotate(torch.autograd.Function):
             query, key = heads[:, : -2 * num_kv_heads], heads[:, -2 * num_kv_heads : -num_kv_heads]
             grad_query_weight = _head_weight_grad(grad_query, query, query_weight, cos, sin, ctx.eps)
             grad_key_weight = _head_weight_grad(grad_key, key, key_weight, cos, sin, ctx.eps)
-        return grad_qkv, grad_query_weight, grad_key_weight, None, None, None, None
+        return grad_qkv, grad_query_weight, grad_key_weight, None, None, None, None, None
 
 
 def _head_weight_grad(grad: Tensor, x: Tensor, weight_E: Tensor, cos: Tensor, sin: Tensor, eps: float) -> Tensor:
     """Gradient of a head norm's weight; asked for by full training."""
+    grad = grad[..., : len(weight_E)]  # without features that mark padding
     normed = F.rms_norm(x.float(), weight_E.shape, None, eps)
     return (_rotate(grad.float(), cos, -sin) * normed).sum((0, 1)).to(weight_E.dtype)
 

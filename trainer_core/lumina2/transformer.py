@@ -93,6 +93,7 @@ class Attention(nn.Module):
             stream.rotary.sin,
             num_kv_heads=self.num_kv_heads,
             eps=self.q_norm.eps,
+            is_padding_S=stream.segments.is_padding_S,
         )
         return self.out(attend(query, key, value, stream.segments).flatten(1))
 

@@ -12,6 +12,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from ..attention import PADDING_FEATURES, PADDING_LOGIT
+
 
 @triton.jit
 def _load_rotation(table_ptr, row, HEAD: tl.constexpr, BLOCK_HEAD: tl.constexpr):
@@ -39,6 +41,7 @@ def _forward(
     key_weight_ptr,
     cos_ptr,
     sin_ptr,
+    is_padding_ptr,
     out_ptr,
     eps,
     QUERY_HEADS: tl.constexpr,
@@ -46,6 +49,9 @@ def _forward(
     HEAD: tl.constexpr,
     BLOCK_HEADS: tl.constexpr,
     BLOCK_HEAD: tl.constexpr,
+    FEATURES: tl.constexpr,
+    BLOCK_OUT: tl.constexpr,
+    PADDING: tl.constexpr,
 ):
     row = tl.program_id(0).to(tl.int64)
     head = tl.arange(0, BLOCK_HEADS)
@@ -58,7 +64,16 @@ def _forward(
     cos = _load_rotation(cos_ptr, row, HEAD, BLOCK_HEAD)
     sin = _load_rotation(sin_ptr, row, HEAD, BLOCK_HEAD)
     x = _rotate(x, cos, sin, BLOCK_HEADS, BLOCK_HEAD)
-    tl.store(out_ptr + row * (QUERY_HEADS + KEY_HEADS) * HEAD + at, x, inside)
+    OUT_HEAD: tl.constexpr = HEAD + FEATURES
+    start = row * (QUERY_HEADS + KEY_HEADS) * OUT_HEAD
+    tl.store(out_ptr + start + head[:, None] * OUT_HEAD + feature[None, :], x, inside)
+    if FEATURES > 0:
+        is_padding = tl.load(is_padding_ptr + row) != 0
+        mark = tl.where(head < QUERY_HEADS, 1.0, tl.where(is_padding, PADDING, 0.0))
+        feature = tl.arange(0, BLOCK_OUT)
+        mark = tl.where((feature == 0)[None, :], mark[:, None], 0.0)
+        inside = (head < QUERY_HEADS + KEY_HEADS)[:, None] & (feature < FEATURES)[None, :]
+        tl.store(out_ptr + start + head[:, None] * OUT_HEAD + HEAD + feature[None, :], mark, inside)
 
 
 @triton.jit
@@ -124,15 +139,32 @@ def forward(
     key_weight_E: Tensor,
     cos: Tensor,
     sin: Tensor,
+    is_padding_S: Tensor | None,
     num_kv_heads: int,
     eps: float,
 ) -> tuple[Tensor, Tensor]:
-    """Normalised and rotated queries [S, H, E] and keys [S, K, E], two views of one tensor."""
+    """Normalised and rotated queries [S, H, E] and keys [S, K, E], with features for padding if there is any.
+
+    Both are views of one tensor.
+    """
     num_tokens, head = len(qkv_SX), len(query_weight_E)
     num_heads = qkv_SX.shape[1] // head - 2 * num_kv_heads
-    out = qkv_SX.new_empty(num_tokens, num_heads + num_kv_heads, head)
-    meta = _meta(num_heads, num_kv_heads, head)
-    _forward[(num_tokens,)](qkv_SX, query_weight_E, key_weight_E, cos, sin, out, eps, **meta)
+    num_features = 0 if is_padding_S is None else PADDING_FEATURES
+    out = qkv_SX.new_empty(num_tokens, num_heads + num_kv_heads, head + num_features)
+    _forward[(num_tokens,)](
+        qkv_SX,
+        query_weight_E,
+        key_weight_E,
+        cos,
+        sin,
+        is_padding_S,
+        out,
+        eps,
+        FEATURES=num_features,
+        BLOCK_OUT=triton.next_power_of_2(PADDING_FEATURES),
+        PADDING=PADDING_LOGIT,
+        **_meta(num_heads, num_kv_heads, head),
+    )
     return out[:, :num_heads], out[:, num_heads:]
 
 
@@ -148,7 +180,7 @@ def backward(
     eps: float,
 ) -> Tensor:
     """Gradient of the fused qkv product, [S, (H + 2 K) E]."""
-    (num_tokens, num_heads, head), num_kv_heads = grad_query_SHE.shape, grad_key_SKE.shape[1]
+    num_tokens, num_heads, num_kv_heads = *grad_query_SHE.shape[:2], grad_key_SKE.shape[1]
     grads = [g if g.stride(-1) == 1 else g.contiguous() for g in (grad_query_SHE, grad_key_SKE, grad_value_SKE)]
     grad_qkv = torch.empty_like(qkv_SX)
     _backward[(num_tokens,)](
@@ -162,7 +194,7 @@ def backward(
         eps,
         *(stride for g in grads for stride in g.stride()[:2]),
         BLOCK_KEY_HEADS=triton.next_power_of_2(num_kv_heads),
-        **_meta(num_heads, num_kv_heads, head),
+        **_meta(num_heads, num_kv_heads, len(query_weight_E)),
     )
     return grad_qkv
 
