@@ -168,21 +168,20 @@ def _stream(
 
 def _rotary_table(position_S3: Tensor, axes_dims: tuple[int, ...], device: torch.device) -> RotaryTable:
     """Angles in float64, as the original computes them, stored as float32."""
-    position_3S = position_S3.long().T
+    position_3S = position_S3.T.long().contiguous()
     size = -(-(int(position_3S.max()) + 1) // POSITIONS_AT_ONCE) * POSITIONS_AT_ONCE
-    tables = [_axis_table(dim, size) for dim in axes_dims]
-    cos, sin = (
-        torch.cat([table[which][position] for table, position in zip(tables, position_3S, strict=True)], -1)[:, None]
-        for which in (0, 1)
-    )  # [S, E / 2] -> [S, 1, E / 2]
+    cosines, sines = [], []
+    for dim, position_S in zip(axes_dims, position_3S, strict=True):
+        cos_PE, sin_PE = _axis_tables(dim, size)
+        cosines.append(cos_PE.index_select(0, position_S))
+        sines.append(sin_PE.index_select(0, position_S))
+    cos, sin = (torch.cat(parts, -1)[:, None] for parts in (cosines, sines))  # [S, E / 2] -> [S, 1, E / 2]
     return RotaryTable(cos=cos.to(device, non_blocking=True), sin=sin.to(device, non_blocking=True))
 
 
 @functools.cache
-def _axis_table(dim: int, size: int) -> tuple[Tensor, Tensor]:
-    """Cosine and sine of an axis' angles at every position, [size, dim / 2]: positions are few and come again."""
+def _axis_tables(dim: int, size: int) -> tuple[Tensor, Tensor]:
+    """Cosine and sine of an axis at every position, [size, dim / 2] each: positions are few and come again."""
     frequency = ROPE_THETA ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
     angle = torch.arange(size, dtype=torch.float64)[:, None] * frequency
     return angle.cos().float(), angle.sin().float()
-
-
