@@ -16,9 +16,11 @@ from lumina2_trainer.trainer_core.data.cache import TrainingSample
 from lumina2_trainer.trainer_core.data.entries import write_entry
 from lumina2_trainer.trainer_core.errors import CacheDamagedError
 from lumina2_trainer.trainer_core.lumina2.timesteps import NoiseSettings
+from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config
 from lumina2_trainer.trainer_core.training import session as session_module
 from lumina2_trainer.trainer_core.training.batch_builder import BatchBuilder, TrainingBatch
 from lumina2_trainer.trainer_core.training.prefetch import Prefetcher
+from lumina2_trainer.trainer_core.training.shapes import ShapeLimiter
 
 from ..training_setup import Setup
 
@@ -53,6 +55,7 @@ def new_builder(folder: Path) -> BatchBuilder:
         seed=5,
         noise=NoiseSettings(),
         axes_dims=(8, 8, 8),
+        shapes=ShapeLimiter(Lumina2Config(), torch.device("cpu"), torch.float32),
     )
 
 

@@ -1,8 +1,8 @@
 """Attention over packed sequences: every sample attends to its own tokens only.
 
-Padding, where a layout has any, is told to attention by features: a query gets a one, a key of padding a large negative
-number, and its weight in the softmax is exactly zero. cuDNN's attention, the fastest on Hopper, takes no mask in PyTorch
-(2.11), but heads of queries and keys that are longer than those of values; the features cost 4% of its time.
+Padding, where a layout has any, is told to attention by features: a query gets a one, a key of padding a large
+negative number, and its weight in the softmax is exactly zero. cuDNN's attention, the fastest on Hopper, takes no mask
+in PyTorch 2.11, but heads of queries and keys that are longer than those of values: 4% of its time.
 
 Shape suffixes: S tokens of all samples, B samples, N longest sample, H query heads, K key/value heads, E head size.
 """

@@ -4,9 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeVar
 
 import torch
 from torch import Tensor
@@ -15,12 +14,12 @@ from ..data.batches import SampleStream, sample_generator
 from ..data.cache import TrainingSample, load_embeds, load_latents
 from ..lumina2.objective import NoisyBatch, make_noisy_batch
 from ..lumina2.timesteps import NoiseSettings, draw_timesteps
+from .nested_tensors import change_tensors
+from .shapes import ShapeLimiter
 
 SAMPLES_IN_MEMORY = 128
 """Cached samples kept in memory; a 1024x1024 sample takes about 2 MB."""
 CPU = torch.device("cpu")
-
-Value = TypeVar("Value")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,12 +33,12 @@ class TrainingBatch:
 
     def pinned(self) -> TrainingBatch:
         """The same batch in memory that a GPU reads without waiting."""
-        return dataclasses.replace(self, noisy=_change_tensors(self.noisy, Tensor.pin_memory))
+        return dataclasses.replace(self, noisy=change_tensors(self.noisy, Tensor.pin_memory))
 
     def on(self, device: torch.device) -> TrainingBatch:
         """The same batch on a device; does not wait for it."""
         return dataclasses.replace(
-            self, noisy=_change_tensors(self.noisy, lambda tensor: tensor.to(device, non_blocking=True))
+            self, noisy=change_tensors(self.noisy, lambda tensor: tensor.to(device, non_blocking=True))
         )
 
 
@@ -60,6 +59,7 @@ class BatchBuilder:
         seed: int,
         noise: NoiseSettings,
         axes_dims: tuple[int, ...],
+        shapes: ShapeLimiter,
     ) -> None:
         """
         Args:
@@ -71,6 +71,7 @@ class BatchBuilder:
             seed: Of every draw.
             noise: How times are drawn.
             axes_dims: The network's rotary dimensions.
+            shapes: How far samples are filled up.
         """
         self._samples = samples
         self._stream = stream
@@ -80,6 +81,7 @@ class BatchBuilder:
         self._seed = seed
         self._noise = noise
         self._axes_dims = axes_dims
+        self._shapes = shapes
         # Wraps a function, not a method: that would tie this object to itself.
         self._load = functools.lru_cache(maxsize=SAMPLES_IN_MEMORY)(functools.partial(_read_sample, samples))
 
@@ -102,22 +104,13 @@ class BatchBuilder:
             embeds.append(self._unconditional if is_dropped else embeds_LD)
             ids.append(self._samples[index].id)
         timesteps_B = torch.cat(timesteps)
-        noisy = make_noisy_batch(latents, noise, timesteps_B, embeds, self._axes_dims, CPU)
+        padded = self._shapes.padded_lengths(
+            [len(embeds_LD) for embeds_LD in embeds], [x.shape[-2] * x.shape[-1] // 4 for x in latents]
+        )
+        noisy = make_noisy_batch(latents, noise, timesteps_B, embeds, self._axes_dims, CPU, padded)
         return TrainingBatch(noisy=noisy, timesteps_B=timesteps_B, ids=ids)
 
 
 def _read_sample(samples: Sequence[TrainingSample], index: int) -> tuple[Tensor, Tensor]:
     """Latents and text states of one sample."""
     return load_latents(samples[index].latents_path), load_embeds(samples[index].embeds_path)
-
-
-def _change_tensors(value: Value, change: Callable[[Tensor], Tensor]) -> Value:
-    """A copy of nested dataclasses with every tensor changed."""
-    changed: dict[str, object] = {}
-    for field in dataclasses.fields(value):  # type: ignore[arg-type]
-        inner = getattr(value, field.name)
-        if isinstance(inner, Tensor):
-            changed[field.name] = change(inner)
-        elif dataclasses.is_dataclass(inner):
-            changed[field.name] = _change_tensors(inner, change)
-    return dataclasses.replace(value, **changed)  # type: ignore[type-var]

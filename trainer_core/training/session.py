@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -13,15 +14,17 @@ from torch import Tensor, nn
 from ..data.batches import SampleStream, derive_seed
 from ..data.cache import TrainingSample
 from ..errors import TrainerError
-from ..lumina2.objective import flow_matching_loss, loss_by_timestep_bin
-from ..lumina2.precision import computation
+from ..lumina2.objective import NoisyBatch, flow_matching_loss, loss_by_timestep_bin
+from ..lumina2.precision import PRECISIONS, computation
 from ..lumina2.timesteps import NoiseSettings
 from ..lumina2.transformer import Lumina2Transformer
 from .batch_builder import BatchBuilder, TrainingBatch
+from .graphs import GraphedPass, can_be_captured
 from .lr_schedules import lr_factor
 from .memory import peak_memory_gib
 from .prefetch import Prefetcher
 from .settings import OptimizerSettings
+from .shapes import ShapeLimiter
 from .updates import UpdateAfterBackward, WeightUpdate
 
 
@@ -79,6 +82,7 @@ class TrainingSession:
         self._update = self.update or UpdateAfterBackward(self.parameters, self.optimizer, max_grad_norm)
         self.stream = SampleStream([sample.repeats for sample in self.samples], self.plan.seed)
         self._batches = self._start_batches()
+        self._graphs = self._start_graphs()
 
     def _start_batches(self) -> Prefetcher[TrainingBatch]:
         """The stream's batches on the CPU; for a GPU they are built ahead, a CPU has nothing to spare for that."""
@@ -92,6 +96,7 @@ class TrainingSession:
             seed=plan.seed,
             noise=plan.noise,
             axes_dims=self.transformer.config.axes_dims,
+            shapes=ShapeLimiter(self.transformer.config, self.device, PRECISIONS[plan.precision]),
         )
         return Prefetcher(
             (lambda position: builder.build(position).pinned()) if is_cuda else builder.build,
@@ -99,6 +104,20 @@ class TrainingSession:
             end=plan.num_steps * plan.optimizer.gradient_accumulation_steps * plan.batch_size,
             is_threaded=self.device.type != "cpu",
         )
+
+    def _start_graphs(self) -> GraphedPass | None:
+        """For a GPU that may be faster than Python can start its kernels."""
+        is_cuda = self.device.type == "cuda" and torch.version.cuda is not None
+        if not (is_cuda and self._update.keeps_gradients and can_be_captured(self.transformer)):
+            return None
+        # A function and its arguments, not a method: that would tie this session, and with it the model, to itself.
+        differentiate = functools.partial(_differentiate, self.transformer, self.plan, self.device)
+        return GraphedPass(differentiate, self.parameters, self.device)
+
+    @property
+    def num_graphs(self) -> int:
+        """CUDA graphs captured so far."""
+        return 0 if self._graphs is None else self._graphs.num_graphs
 
     @property
     def is_consistent(self) -> bool:
@@ -128,11 +147,7 @@ class TrainingSession:
             position = first_position + number * plan.batch_size
             batch = self.make_batch(position)
             torch.manual_seed(derive_seed(plan.seed, "network", position))  # dropout inside the adapter
-            with computation(plan.precision, self.device):
-                loss_B = flow_matching_loss(self.transformer, batch.noisy)
-            self._update.prepare(loss_B.detach(), learning_rate, is_last=number == num_batches - 1)
-            (loss_B.mean() / num_batches).backward()
-            losses.append(loss_B.detach())
+            losses.append(self._differentiate(batch.noisy, learning_rate, is_last=number == num_batches - 1))
             timesteps += batch.timesteps_B.tolist()
             ids += batch.ids
         *sample_losses, norm = torch.cat([*losses, self._update.measure()[None]]).tolist()  # the step's one wait
@@ -151,6 +166,15 @@ class TrainingSession:
             files=ids,
         )
 
+    def _differentiate(self, batch: NoisyBatch, learning_rate: float, *, is_last: bool) -> Tensor:
+        """Add a batch's gradients; its losses [B], detached."""
+        if self._graphs is not None:
+            loss_B = self._graphs(batch)
+            self._update.prepare(loss_B, learning_rate, is_last=is_last)
+            return loss_B
+        prepare = functools.partial(self._update.prepare, learning_rate=learning_rate, is_last=is_last)
+        return _differentiate(self.transformer, self.plan, self.device, batch, prepare)
+
     def _check_finite(self, step: int, losses: Sequence[float], norm: float, ids: Sequence[str]) -> None:
         if all(map(math.isfinite, losses)) and math.isfinite(norm):
             return
@@ -160,3 +184,21 @@ class TrainingSession:
             f"step {step}: the {what} is not a finite number, for {', '.join(bad)}. {self._update.discard()};"
             " look at these files, or lower the learning rate"
         )
+
+
+def _differentiate(
+    transformer: Lumina2Transformer,
+    plan: StepPlan,
+    device: torch.device,
+    batch: NoisyBatch,
+    prepare: Callable[[Tensor], None] | None = None,
+) -> Tensor:
+    """Add a batch's share of the step's gradients; `prepare` is told the losses before the backward pass."""
+    with computation(plan.precision, device):
+        if torch.is_autocast_enabled(device.type):  # until it ends: a graph would read casts that no longer exist
+            torch.set_autocast_cache_enabled(False)
+        loss_B = flow_matching_loss(transformer, batch)
+    if prepare is not None:
+        prepare(loss_B.detach())
+    (loss_B.mean() / plan.optimizer.gradient_accumulation_steps).backward()
+    return loss_B.detach()

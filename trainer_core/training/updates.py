@@ -6,7 +6,7 @@ import math
 import weakref
 from collections.abc import Mapping
 from functools import partial
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -17,6 +17,9 @@ from .adamw_8bit_numbers import Guard, new_guard_tensors
 
 class WeightUpdate(Protocol):
     """What a step does with gradients; called in this order, `prepare` before each backward pass."""
+
+    keeps_gradients: ClassVar[bool]
+    """Whether gradients stay until `apply`, and `prepare` may also be called after the backward pass."""
 
     @property
     def is_consistent(self) -> bool:
@@ -43,6 +46,8 @@ class WeightUpdate(Protocol):
 
 class UpdateAfterBackward:
     """Keeps all gradients, shortens them to a common length, then updates: any optimizer."""
+
+    keeps_gradients = True
 
     def __init__(
         self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, max_grad_norm: float
@@ -84,6 +89,8 @@ class UpdateInBackward:
     The length of all gradients is not known in time to shorten them, so each parameter's update is limited instead, see
     `Guard.max_rms`. The device itself refuses every update after a loss or gradient that is not finite.
     """
+
+    keeps_gradients = False
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], optimizer: AdamW8bit, max_rms: float) -> None:
         """

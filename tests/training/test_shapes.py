@@ -1,0 +1,40 @@
+"""How far samples are filled up."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from lumina2_trainer.trainer_core.lumina2.layout import PaddedLengths
+from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config
+from lumina2_trainer.trainer_core.training import shapes
+from lumina2_trainer.trainer_core.training.shapes import MAX_EXACT_SHAPES, ShapeLimiter, choose_padding
+
+
+@pytest.mark.parametrize(
+    ("captions", "images", "expected"),
+    [
+        ([120], [4096], PaddedLengths(caption=128, image=4096)),
+        ([129, 20], [4000, 4032], PaddedLengths(caption=256, image=4096)),
+        ([65], [1000], PaddedLengths(caption=128, image=1024)),
+        ([20, 20], [4096, 1024], None),  # two resolutions in one batch
+        ([1], [64], None),
+    ],
+)
+def test_samples_are_filled_up_to_the_next_multiples(
+    captions: list[int], images: list[int], expected: PaddedLengths | None
+) -> None:
+    assert choose_padding(captions, images) == expected
+
+
+def test_first_shapes_of_a_run_stay_as_they_are(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "has_padded_attention", lambda *_: True)
+    limiter = ShapeLimiter(Lumina2Config(), torch.device("cpu"), torch.bfloat16)
+    for length in range(10, 10 + MAX_EXACT_SHAPES):
+        assert limiter.padded_lengths([length], [4096]) is None
+    assert limiter.padded_lengths([100], [4096]) == PaddedLengths(caption=128, image=4096)
+    assert limiter.padded_lengths([10], [4096]) is None
+
+
+def test_nothing_is_filled_up_without_the_attention_for_it() -> None:
+    limiter = ShapeLimiter(Lumina2Config(), torch.device("cpu"), torch.bfloat16)
+    assert all(limiter.padded_lengths([length], [4096]) is None for length in range(10, 30))

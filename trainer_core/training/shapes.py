@@ -1,0 +1,70 @@
+"""Giving batches of many sizes few shapes.
+
+cuDNN's attention prepares a plan for every new length (0.11 s on an H100), and a CUDA graph serves one shape only.
+While a run has few shapes, its batches stay as they are; beyond that they are filled up to the next multiples.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+
+from ..lumina2.attention import has_padded_attention
+from ..lumina2.layout import PaddedLengths
+from ..lumina2.transformer import Lumina2Config
+
+MAX_EXACT_SHAPES = 4
+"""Shapes of a run that are left as they are."""
+IMAGE_MULTIPLE = 128
+"""Tokens; 1024 x 1024 has 4096."""
+MANY_IMAGE_TOKENS = 2048
+CAPTION_MULTIPLES = (64, 128)
+"""Tokens, beside images of fewer and of at least MANY_IMAGE_TOKENS."""
+MAX_WASTE = 0.12
+"""Largest share of padding worth its time."""
+
+
+class ShapeLimiter:
+    """Decides, batch by batch, how far samples are filled up."""
+
+    def __init__(self, config: Lumina2Config, device: torch.device, dtype: torch.dtype) -> None:
+        """
+        Args:
+            config: Of the network.
+            device: Where it runs.
+            dtype: What it computes in.
+        """
+        self._exact: set[tuple[tuple[int, ...], tuple[int, ...]]] = set()
+        self._has_padding = dtype is torch.bfloat16 and has_padded_attention(
+            device, config.num_attention_heads, config.num_kv_heads, config.head_size
+        )
+
+    def padded_lengths(self, caption_lengths: Sequence[int], image_lengths: Sequence[int]) -> PaddedLengths | None:
+        """What every sample of a batch is filled up to; None leaves them as they are.
+
+        Args:
+            caption_lengths: Tokens of each caption.
+            image_lengths: Tokens of each picture.
+        """
+        if not self._has_padding:
+            return None
+        shape = (tuple(caption_lengths), tuple(image_lengths))
+        if shape in self._exact or len(self._exact) < MAX_EXACT_SHAPES:
+            self._exact.add(shape)
+            return None
+        return choose_padding(caption_lengths, image_lengths)
+
+
+def choose_padding(caption_lengths: Sequence[int], image_lengths: Sequence[int]) -> PaddedLengths | None:
+    """The next multiples; None for samples so different that much of the work would be padding."""
+    longest = max(image_lengths)
+    caption = _round_up(max(caption_lengths), CAPTION_MULTIPLES[longest >= MANY_IMAGE_TOKENS])
+    image = _round_up(longest, IMAGE_MULTIPLE)
+    num_tokens = sum(caption_lengths) + sum(image_lengths)
+    num_stored = len(image_lengths) * (caption + image)
+    return PaddedLengths(caption=caption, image=image) if num_tokens >= (1 - MAX_WASTE) * num_stored else None
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
