@@ -15,14 +15,13 @@ import pytest
 import torch
 from lumina2_trainer.trainer_core.lumina2.ops import has_triton
 
-COMPARISON = Path(__file__).with_name("compare_fused_ops.py")
-
 
 @pytest.mark.skipif(not has_triton(), reason="triton is not installed")
-def test_fused_operations_equal_plain_pytorch() -> None:
+@pytest.mark.parametrize(("script", "count"), [("compare_fused_ops.py", 10), ("compare_feed_forward.py", 12)])
+def test_fused_operations_equal_plain_pytorch(script: str, count: int) -> None:
     is_interpreted = not torch.cuda.is_available()
     environment = {**os.environ, **({"TRITON_INTERPRET": "1"} if is_interpreted else {})}
-    command = [sys.executable, str(COMPARISON), "cpu" if is_interpreted else "cuda"]
+    command = [sys.executable, str(Path(__file__).with_name(script)), "cpu" if is_interpreted else "cuda"]
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stderr[-3000:]
-    assert "10 comparisons" in done.stdout
+    assert f"{count} comparisons" in done.stdout

@@ -5,19 +5,89 @@ Shape suffixes: S tokens, I inputs, O outputs, R rank.
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .eight_bit import QuantizedRows
 from .quantized_linear import QuantizedLinear
 
 
-def frozen_product(linear: nn.Linear, x_SI: Tensor) -> Tensor:
+class FrozenLayer(NamedTuple):
+    """x W^T + b with a frozen W, and + scaling * (x A^T) B^T where there is an A.
+
+    The two products with A and B add into the results of those with W (cuBLAS reads what it adds to anyway), forward
+    and backward; autograd on the formula would write and read each result once more.
+    """
+
+    linear: nn.Linear
+    lora_A_RI: Tensor | None = None
+    lora_B_OR: Tensor | None = None
+    scaling: float = 1.0
+
+    def product(self, x_SI: Tensor | None, rows: QuantizedRows | None = None) -> tuple[Tensor, Tensor | None]:
+        """[S, O], and x A^T [S, R] for the backward pass.
+
+        Args:
+            x_SI: May be missing if there are rows and no A.
+            rows: x quantised, where it has been already.
+        """
+        base_input = x_SI if rows is None else rows
+        assert base_input is not None, "nothing to multiply"
+        out_SO = frozen_product(self.linear, base_input)
+        if self.lora_A_RI is None or self.lora_B_OR is None:
+            return out_SO, None
+        assert x_SI is not None, "a low-rank update needs the input itself"
+        inner_SR = x_SI @ self.lora_A_RI.to(x_SI.dtype).t()
+        return out_SO.addmm_(inner_SR, self.lora_B_OR.to(x_SI.dtype).t(), alpha=self.scaling), inner_SR
+
+    def inner_gradient(self, grad_SO: Tensor) -> Tensor | None:
+        """Gradient of x A^T, [S, R]."""
+        if self.lora_B_OR is None:
+            return None
+        return grad_SO @ (self.lora_B_OR * self.scaling).to(grad_SO.dtype)
+
+    def add_input_gradient(self, grad_SI: Tensor, grad_inner_SR: Tensor | None) -> Tensor:
+        """Add the update's part to the gradient of x, in place."""
+        if self.lora_A_RI is None or grad_inner_SR is None:
+            return grad_SI
+        return grad_SI.addmm_(grad_inner_SR, self.lora_A_RI.to(grad_SI.dtype))
+
+    def factor_gradients(
+        self, x_SI: Tensor | None, inner_SR: Tensor | None, grad_SO: Tensor, grad_inner_SR: Tensor | None
+    ) -> tuple[Tensor | None, Tensor | None]:
+        """Gradients of A and B."""
+        if self.lora_A_RI is None or self.lora_B_OR is None:
+            return None, None
+        assert x_SI is not None and inner_SR is not None and grad_inner_SR is not None, "the update was not computed"
+        grad_A = (grad_inner_SR.t() @ x_SI).to(self.lora_A_RI.dtype)
+        return grad_A, (grad_SO.t() @ inner_SR).to(self.lora_B_OR.dtype) * self.scaling
+
+
+@runtime_checkable
+class HasFrozenLayer(Protocol):
+    """A module, such as an adapter's, that may be computed as a FrozenLayer."""
+
+    def frozen_layer(self) -> FrozenLayer | None:
+        """None where it computes something else at present."""
+
+
+def find_frozen_layer(module: nn.Module) -> FrozenLayer | None:
+    """What a module computes, if it is a frozen Linear with or without a plain LoRA."""
+    if isinstance(module, HasFrozenLayer):
+        return module.frozen_layer()
+    if isinstance(module, QuantizedLinear):
+        return FrozenLayer(module, module.update_A_RI, module.update_B_OR)
+    return FrozenLayer(module) if type(module) is nn.Linear and not module.weight.requires_grad else None
+
+
+def frozen_product(linear: nn.Linear, x_SI: Tensor | QuantizedRows) -> Tensor:
     """x W^T + b in x's dtype, [S, O]; no gradient is recorded."""
     if isinstance(linear, QuantizedLinear):
         return linear.product(x_SI)
+    assert isinstance(x_SI, Tensor), "8-bit rows for a weight that is not"
     bias = None if linear.bias is None else linear.bias.to(x_SI.dtype)
     return F.linear(x_SI, linear.weight.to(x_SI.dtype), bias)
 
@@ -29,32 +99,32 @@ def frozen_input_gradient(linear: nn.Linear, grad_SO: Tensor) -> Tensor:
     return grad_SO @ linear.weight.to(grad_SO.dtype)
 
 
-class LowRankProduct(torch.autograd.Function):
-    """x W^T + b + scaling * (x A^T) B^T with a frozen W, without a pass over memory of its own for the update.
+def multiply_frozen(layer: FrozenLayer, x: Tensor) -> Tensor:
+    """The layer's output for x [..., I], with gradients for x, A and B."""
+    device = x.device.type
+    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+    out_SO = _FrozenProduct.apply(x.to(dtype).flatten(0, -2), *layer)
+    return out_SO.unflatten(0, x.shape[:-1])
 
-    The two products with A and B add into the results of those with W (cuBLAS reads what it adds to anyway), forward
-    and backward; autograd on the formula would write and read each result once more.
-    """
 
+class _FrozenProduct(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, x_SI: Tensor, linear: nn.Linear, lora_A_RI: Tensor, lora_B_OR: Tensor, scaling: float
+        ctx: Any, x_SI: Tensor, linear: nn.Linear, lora_A_RI: Tensor | None, lora_B_OR: Tensor | None, scaling: float
     ) -> Tensor:
-        A_RI, B_OR = lora_A_RI.to(x_SI.dtype), lora_B_OR.to(x_SI.dtype)
         with torch.autocast(x_SI.device.type, enabled=False):
-            inner_SR = x_SI @ A_RI.t()
-            out_SO = frozen_product(linear, x_SI).addmm_(inner_SR, B_OR.t(), alpha=scaling)
-        ctx.save_for_backward(x_SI, inner_SR, lora_A_RI, lora_B_OR)
+            out_SO, inner_SR = FrozenLayer(linear, lora_A_RI, lora_B_OR, scaling).product(x_SI)
+        ctx.save_for_backward(None if inner_SR is None else x_SI, inner_SR, lora_A_RI, lora_B_OR)
         ctx.linear, ctx.scaling = linear, scaling
         return out_SO
 
     @staticmethod
     def backward(ctx: Any, grad_SO: Tensor) -> tuple[Tensor | None, ...]:
-        x_SI, inner_SR, lora_A, lora_B = ctx.saved_tensors
-        grad_inner_SR = grad_SO @ (lora_B * ctx.scaling).to(grad_SO.dtype)
-        grad_B = (grad_SO.t() @ inner_SR).to(lora_B.dtype) * ctx.scaling
-        grad_A = (grad_inner_SR.t() @ x_SI).to(lora_A.dtype)
+        x_SI, inner_SR, lora_A_RI, lora_B_OR = ctx.saved_tensors
+        layer = FrozenLayer(ctx.linear, lora_A_RI, lora_B_OR, ctx.scaling)
+        grad_inner = layer.inner_gradient(grad_SO)
+        grad_A, grad_B = layer.factor_gradients(x_SI, inner_SR, grad_SO, grad_inner)
         grad_x = None
         if ctx.needs_input_grad[0]:
-            grad_x = frozen_input_gradient(ctx.linear, grad_SO).addmm_(grad_inner_SR, lora_A.to(grad_SO.dtype))
+            grad_x = layer.add_input_gradient(frozen_input_gradient(ctx.linear, grad_SO), grad_inner)
         return grad_x, None, grad_A, grad_B, None

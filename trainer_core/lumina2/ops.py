@@ -24,7 +24,8 @@ def has_triton() -> bool:
     return importlib.util.find_spec("triton") is not None
 
 
-def _is_fused(x: Tensor) -> bool:
+def is_fused(x: Tensor) -> bool:
+    """Whether operations on this tensor are triton's."""
     return x.is_cuda and has_triton()
 
 
@@ -58,7 +59,7 @@ def residual_norm(
         x_out and h_out, [S, D] in x's dtype.
     """
     assert branch_SD is not None or next_weight_D is not None, "nothing to do"
-    if _is_fused(x_SD):
+    if is_fused(x_SD):
         return _ResidualNorm.apply(
             x_SD, branch_SD, branch_weight_D, gate_BD, next_weight_D, scale_BD, sample_index_S, eps
         )
@@ -194,7 +195,7 @@ def normalise_and_rotate(
     Returns:
         Queries [S, H, E], keys [S, K, E] and values [S, K, E], dtype of the input.
     """
-    if _is_fused(qkv_SX):
+    if is_fused(qkv_SX):
         return _NormaliseAndRotate.apply(
             qkv_SX, query_weight_E, key_weight_E, cos, sin, is_padding_S, num_kv_heads, eps
         )
@@ -275,7 +276,7 @@ def swiglu(gate_SF: Tensor, up_SF: Tensor) -> Tensor:
         gate_SF: [S, F]. On CUDA the backward pass overwrites both inputs, so nothing else may read them then.
         up_SF: [S, F].
     """
-    return _SwiGLU.apply(gate_SF, up_SF) if _is_fused(gate_SF) else F.silu(gate_SF) * up_SF
+    return _SwiGLU.apply(gate_SF, up_SF) if is_fused(gate_SF) else F.silu(gate_SF) * up_SF
 
 
 class _SwiGLU(torch.autograd.Function):

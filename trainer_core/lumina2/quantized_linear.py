@@ -3,9 +3,10 @@
     W = diag(weight_scale) W8,   x = diag(x_scale) x8,   x W^T = diag(x_scale) (x8 W8^T) diag(weight_scale)
 
 Inputs are quantised row by row as they come. The backward pass needs W, not W^T: its scales are multiplied into the
-incoming gradient before that is quantised, so one stored copy of the weight serves both.
+incoming gradient before that is quantised, so one stored copy of the weight serves both. Few rows, and all rows on a
+GPU without such products, are multiplied in the input's dtype, which holds every number of 8 bits exactly.
 
-Shape suffixes: S tokens, I inputs, O outputs.
+Shape suffixes: S tokens, I inputs, O outputs, R rank.
 """
 
 from __future__ import annotations
@@ -13,86 +14,93 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .ops import has_triton
-
-MIN_ROWS = 32
-"""Fewer rows than this are not worth quantising: the product waits for the weight to be read either way."""
-LARGEST = {torch.float8_e4m3fn: 448.0, torch.int8: 127.0}
-"""Largest magnitude by dtype."""
+from .eight_bit import ALIGNMENT, MIN_ROWS, QuantizedRows, has_8_bit_products, multiply, quantize_weight
 
 
 class QuantizedLinear(nn.Linear):
-    """Holds W8 as `weight` and one float32 scale a row as `weight_scale`."""
+    """A Linear to everything that looks for one, peft included."""
 
+    weight_8: Tensor
+    """[O, I], float8_e4m3fn or int8."""
     weight_scale: Tensor
     """[O] float32."""
+    update_A_RI: Tensor | None
+    update_B_OR: Tensor | None
+    """A product B A added to the weight, in float32. It is kept apart, for its entries are smaller than what separates
+    two numbers of 8 bits."""
 
     def __init__(self, weight_OI: Tensor, bias_O: Tensor | None, dtype: torch.dtype) -> None:
         """Quantise a weight on its device.
 
         Args:
-            weight_OI: Floating point.
+            weight_OI: Floating point; `weight` will give its dtype back.
             bias_O: Kept as it is.
             dtype: float8_e4m3fn or int8.
         """
-        super().__init__(weight_OI.shape[1], weight_OI.shape[0], bias=False, device="meta")
-        scale_O = weight_OI.abs().amax(1).float().clamp(min=1e-12) / LARGEST[dtype]
-        scaled_OI = weight_OI.float() / scale_O[:, None]
-        self.weight = nn.Parameter(
-            (scaled_OI.round() if dtype == torch.int8 else scaled_OI).to(dtype), requires_grad=False
-        )
-        self.register_buffer("weight_scale", scale_O)
-        if bias_O is not None:
-            self.bias = nn.Parameter(bias_O, requires_grad=False)
+        nn.Module.__init__(self)  # nn.Linear's own would make a weight
+        self.out_features, self.in_features = weight_OI.shape
+        self._dtype = weight_OI.dtype
+        weight_8, weight_scale = quantize_weight(weight_OI, dtype)
+        self.weight_8 = nn.Parameter(weight_8, requires_grad=False)
+        self.register_buffer("weight_scale", weight_scale)
+        self.register_buffer("update_A_RI", None)
+        self.register_buffer("update_B_OR", None)
+        self.register_parameter("bias", None if bias_O is None else nn.Parameter(bias_O, requires_grad=False))
+
+    @property
+    def weight(self) -> Tensor:  # type: ignore[override]
+        """[O, I], what the layer multiplies with, made anew each time it is asked for; changes to it are lost."""
+        weight_OI = self.weight_8.float() * self.weight_scale[:, None]
+        if self.update_A_RI is not None and self.update_B_OR is not None:
+            weight_OI.addmm_(self.update_B_OR, self.update_A_RI)
+        return weight_OI.to(self._dtype)
+
+    def add_update(self, up_OR: Tensor, down_RI: Tensor) -> None:
+        """Add a product of low rank to the weight, beside those added before."""
+        device = self.weight_8.device
+        up_OR, down_RI = up_OR.to(device, torch.float32), down_RI.to(device, torch.float32)
+        if self.update_A_RI is not None and self.update_B_OR is not None:
+            up_OR, down_RI = torch.cat([self.update_B_OR, up_OR], 1), torch.cat([self.update_A_RI, down_RI])
+        self.update_A_RI, self.update_B_OR = down_RI, up_OR
 
     def forward(self, x: Tensor) -> Tensor:
         device = x.device.type
         dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
-        out_SO = _Product.apply(x.to(dtype).flatten(0, -2), self)
+        x_SI = x.to(dtype).flatten(0, -2)
+        out_SO = _Product.apply(x_SI, self)
+        if self.update_A_RI is not None and self.update_B_OR is not None:
+            out_SO = out_SO + x_SI @ self.update_A_RI.to(dtype).t() @ self.update_B_OR.to(dtype).t()
         return out_SO.unflatten(0, x.shape[:-1])
 
-    def product(self, x_SI: Tensor) -> Tensor:
-        """x W^T + b, [S, O] in x's dtype; no gradient is recorded."""
-        if not self._is_8_bit(x_SI):
-            return F.linear(x_SI, self.dequantized(x_SI.dtype), self.bias)
-        from .kernels.quantize import quantize_rows
+    def is_8_bit(self, x: Tensor) -> bool:
+        """Whether the product with x, or of a gradient like it, is one of 8-bit matrices."""
+        is_aligned = self.in_features % ALIGNMENT == 0 and self.out_features % ALIGNMENT == 0
+        is_large = is_aligned and len(x) >= MIN_ROWS and x.dtype == torch.bfloat16
+        return is_large and has_8_bit_products(x.device, self.weight_8.dtype)
 
-        x8, x_scale = quantize_rows(x_SI, self.weight.dtype)
-        out_SO = _multiply(x8, x_scale, self.weight.t(), self.weight_scale, x_SI.dtype)
+    def product(self, x_SI: Tensor | QuantizedRows) -> Tensor:
+        """x W^T + b without the update, [S, O] in x's dtype; no gradient is recorded."""
+        if isinstance(x_SI, Tensor) and self.is_8_bit(x_SI):
+            from .kernels.quantize import quantize_rows
+
+            x_SI = quantize_rows(x_SI, self.weight_8.dtype)
+        if isinstance(x_SI, QuantizedRows):
+            out_SO = multiply(x_SI, self.weight_8.t(), self.weight_scale)
+        else:
+            out_SO = (x_SI @ self.weight_8.to(x_SI.dtype).t()).mul_(self.weight_scale)
         return out_SO if self.bias is None else out_SO.add_(self.bias)
 
     def input_gradient(self, grad_SO: Tensor) -> Tensor:
-        """grad W, [S, I] in grad's dtype."""
-        if not self._is_8_bit(grad_SO):
-            return grad_SO @ self.dequantized(grad_SO.dtype)
+        """grad W without the update, [S, I] in grad's dtype."""
+        if not self.is_8_bit(grad_SO):
+            return (grad_SO * self.weight_scale).to(grad_SO.dtype) @ self.weight_8.to(grad_SO.dtype)
         from .kernels.quantize import quantize_rows, transpose
 
-        grad8, grad_scale = quantize_rows(grad_SO, self.weight.dtype, self.weight_scale)
         # The tensor cores of Hopper read 8-bit matrices along the summed dimension only, hence the transposed copy.
-        return _multiply(grad8, grad_scale, transpose(self.weight).t(), None, grad_SO.dtype)
-
-    def dequantized(self, dtype: torch.dtype) -> Tensor:
-        """The weight, [O, I]."""
-        return (self.weight.to(torch.float32) * self.weight_scale[:, None]).to(dtype)
-
-    def _is_8_bit(self, x_SI: Tensor) -> bool:
-        if not x_SI.is_cuda or len(x_SI) < MIN_ROWS or not has_triton() or x_SI.dtype == torch.float32:
-            return False
-        needed = (8, 0) if self.weight.dtype == torch.int8 else (8, 9)
-        return torch.cuda.get_device_capability(x_SI.device) >= needed
-
-
-def _multiply(a8: Tensor, a_scale: Tensor, b8: Tensor, b_scale: Tensor | None, dtype: torch.dtype) -> Tensor:
-    """diag(a_scale) a8 b8 diag(b_scale) in dtype."""
-    if a8.dtype == torch.int8:
-        from .kernels.quantize import rescale
-
-        return rescale(torch._int_mm(a8, b8), a_scale, b_scale, dtype)
-    ones = torch.ones(1, b8.shape[1], device=a8.device) if b_scale is None else b_scale[None]
-    return torch._scaled_mm(a8, b8, scale_a=a_scale, scale_b=ones, out_dtype=dtype, use_fast_accum=True)
+        rows = quantize_rows(grad_SO, self.weight_8.dtype, self.weight_scale)
+        return multiply(rows, transpose(self.weight_8).t(), None)
 
 
 class _Product(torch.autograd.Function):
@@ -101,7 +109,8 @@ class _Product(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x_SI: Tensor, linear: QuantizedLinear) -> Tensor:
         ctx.linear = linear
-        return linear.product(x_SI)
+        with torch.autocast(x_SI.device.type, enabled=False):
+            return linear.product(x_SI)
 
     @staticmethod
     def backward(ctx: Any, grad_SO: Tensor) -> tuple[Tensor, None]:

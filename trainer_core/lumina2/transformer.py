@@ -19,8 +19,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .attention import attend
+from .feed_forward import feed_forward
 from .layout import TokenLayout, TokenStream
-from .ops import normalise_and_rotate, per_token, residual_norm, swiglu
+from .ops import normalise_and_rotate, per_token, residual_norm
 
 TIME_FREQUENCIES = 256
 
@@ -108,7 +109,7 @@ class FeedForward(nn.Module):
         self.w3 = nn.Linear(config.hidden_size, config.mlp_size, bias=False)
 
     def forward(self, x_SD: Tensor) -> Tensor:
-        return self.w2(swiglu(self.w1(x_SD), self.w3(x_SD)))
+        return feed_forward(x_SD, self.w1, self.w2, self.w3)
 
 
 Modulation = Sequence["Tensor | None"]

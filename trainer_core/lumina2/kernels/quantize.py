@@ -7,10 +7,22 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-MAX_FP8 = 448.0
-"""Largest float8_e4m3fn."""
-MAX_INT8 = 127.0
+from ..eight_bit import QuantizedRows, largest_magnitude
+
 TILE = 64
+
+
+@triton.jit
+def row_scale(x, LARGEST: tl.constexpr):
+    """Scale of one row; not finite if a value is not, so that int8 cannot hide it."""
+    return tl.maximum(tl.max(tl.abs(x), 0), 1e-12) / LARGEST + 0 * tl.sum(x, 0)
+
+
+@triton.jit
+def quantize(x, scale, IS_INTEGER: tl.constexpr):
+    """One row in units of its scale, rounded if it is to be an integer."""
+    x = x / scale
+    return tl.floor(x + 0.5) if IS_INTEGER else x
 
 
 @triton.jit
@@ -31,11 +43,8 @@ def _quantize_rows(
     x = tl.load(x_ptr + row * SIZE + column, inside, 0.0).to(tl.float32)
     if HAS_COLUMN_SCALE:
         x *= tl.load(column_scale_ptr + column, inside, 0.0)
-    scale = tl.maximum(tl.max(tl.abs(x), 0), 1e-12) / LARGEST
-    x = x / scale
-    if IS_INTEGER:
-        x = tl.floor(x + 0.5)
-    tl.store(out_ptr + row * SIZE + column, x.to(out_ptr.dtype.element_ty), inside)
+    scale = row_scale(x, LARGEST)
+    tl.store(out_ptr + row * SIZE + column, quantize(x, scale, IS_INTEGER).to(out_ptr.dtype.element_ty), inside)
     tl.store(scale_ptr + row, scale)
 
 
@@ -59,25 +68,23 @@ def _rescale(
 
 
 @triton.jit
-def _transpose(x_ptr, out_ptr, num_rows, num_columns, TILE: tl.constexpr):
+def _transpose(x_ptr, out_ptr, num_rows, num_columns, out_stride, TILE: tl.constexpr):
     row = tl.program_id(0).to(tl.int64) * TILE + tl.arange(0, TILE)
     column = tl.program_id(1).to(tl.int64) * TILE + tl.arange(0, TILE)
     inside = (row < num_rows)[:, None] & (column < num_columns)[None, :]
     tile = tl.load(x_ptr + row[:, None] * num_columns + column[None, :], inside)
-    tl.store(out_ptr + column[:, None] * num_rows + row[None, :], tl.trans(tile), tl.trans(inside))
+    tl.store(out_ptr + column[:, None] * out_stride + row[None, :], tl.trans(tile), tl.trans(inside))
 
 
-def quantize_rows(x_SI: Tensor, dtype: torch.dtype, column_scale_I: Tensor | None = None) -> tuple[Tensor, Tensor]:
+def quantize_rows(x_SI: Tensor, dtype: torch.dtype, column_scale_I: Tensor | None = None) -> QuantizedRows:
     """Divide each row by its largest magnitude.
 
     Args:
         x_SI: [S, I].
         dtype: float8_e4m3fn or int8.
         column_scale_I: [I] float32, multiplied into the columns first.
-
-    Returns:
-        [S, I] in dtype, and the [S, 1] float32 scale of each row.
     """
+    x_SI = x_SI.contiguous()
     num_rows, size = x_SI.shape
     out = torch.empty(num_rows, size, dtype=dtype, device=x_SI.device)
     scale = torch.empty(num_rows, 1, dtype=torch.float32, device=x_SI.device)
@@ -88,12 +95,12 @@ def quantize_rows(x_SI: Tensor, dtype: torch.dtype, column_scale_I: Tensor | Non
         scale,
         SIZE=size,
         BLOCK=triton.next_power_of_2(size),
-        LARGEST=MAX_INT8 if dtype == torch.int8 else MAX_FP8,
-        IS_INTEGER=dtype == torch.int8,
+        LARGEST=largest_magnitude(dtype),
+        IS_INTEGER=not dtype.is_floating_point,
         HAS_COLUMN_SCALE=column_scale_I is not None,
         num_warps=8,
     )
-    return out, scale
+    return QuantizedRows(out, scale, x_SI.dtype)
 
 
 def rescale(x_SO: Tensor, row_scale_S1: Tensor, column_scale_O: Tensor | None, dtype: torch.dtype) -> Tensor:
@@ -106,10 +113,13 @@ def rescale(x_SO: Tensor, row_scale_S1: Tensor, column_scale_O: Tensor | None, d
     return out
 
 
-def transpose(x: Tensor) -> Tensor:
-    """[A, B] -> contiguous [B, A], of an 8-bit matrix."""
-    rows, columns = x.shape
-    out = torch.empty(columns, rows, dtype=x.dtype, device=x.device)
-    grid = (triton.cdiv(rows, TILE), triton.cdiv(columns, TILE))
-    _transpose[grid](x.view(torch.uint8), out.view(torch.uint8), rows, columns, TILE=TILE, num_warps=4)
+def transpose(*matrices: Tensor) -> Tensor:
+    """Contiguous transpose of 8-bit matrices [A, C], [B, C], ... below one another: [C, A + B + ...]."""
+    num_columns = matrices[0].shape[1]
+    out = matrices[0].new_empty(num_columns, sum(len(x) for x in matrices))
+    for x, part in zip(matrices, out.split([len(x) for x in matrices], 1), strict=True):
+        grid = (triton.cdiv(len(x), TILE), triton.cdiv(num_columns, TILE))
+        _transpose[grid](
+            x.view(torch.uint8), part.view(torch.uint8), len(x), num_columns, out.stride(0), TILE=TILE, num_warps=4
+        )
     return out

@@ -21,15 +21,17 @@ def _forward(gate_ptr, up_ptr, out_ptr, size, BLOCK: tl.constexpr):
 
 
 @triton.jit(do_not_specialize=["size"])
-def _backward(grad_ptr, gate_ptr, up_ptr, grad_gate_ptr, grad_up_ptr, size, BLOCK: tl.constexpr):
+def _backward(grad_ptr, gate_ptr, up_ptr, size, BLOCK: tl.constexpr, KEEPS_HIDDEN: tl.constexpr):
     at = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     inside = at < size
     grad = tl.load(grad_ptr + at, inside, 0.0).to(tl.float32)
     gate = tl.load(gate_ptr + at, inside, 0.0).to(tl.float32)
     up = tl.load(up_ptr + at, inside, 0.0).to(tl.float32)
     sigmoid = tl.sigmoid(gate)
-    tl.store(grad_up_ptr + at, grad * gate * sigmoid, inside)
-    tl.store(grad_gate_ptr + at, grad * up * sigmoid * (1 + gate * (1 - sigmoid)), inside)
+    tl.store(up_ptr + at, grad * gate * sigmoid, inside)
+    tl.store(gate_ptr + at, grad * up * sigmoid * (1 + gate * (1 - sigmoid)), inside)
+    if KEEPS_HIDDEN:
+        tl.store(grad_ptr + at, gate * sigmoid * up, inside)
 
 
 def forward(gate: Tensor, up: Tensor) -> Tensor:
@@ -39,7 +41,11 @@ def forward(gate: Tensor, up: Tensor) -> Tensor:
     return out
 
 
-def backward(grad: Tensor, gate: Tensor, up: Tensor) -> tuple[Tensor, Tensor]:
-    """Gradients of gate and up, written over `gate` and `up`: they are the largest activations of the network."""
-    _backward[(triton.cdiv(gate.numel(), BLOCK),)](grad, gate, up, gate, up, gate.numel(), BLOCK=BLOCK, num_warps=8)
+def backward(grad: Tensor, gate: Tensor, up: Tensor, *, keeps_hidden: bool = False) -> tuple[Tensor, Tensor]:
+    """Gradients of gate and up, written over `gate` and `up`: they are the largest activations of the network.
+
+    With `keeps_hidden`, silu(gate) * up is written over `grad`.
+    """
+    grid = (triton.cdiv(gate.numel(), BLOCK),)
+    _backward[grid](grad, gate, up, gate.numel(), BLOCK=BLOCK, KEEPS_HIDDEN=keeps_hidden, num_warps=8)
     return gate, up

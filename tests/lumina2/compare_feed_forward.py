@@ -1,0 +1,75 @@
+"""Run by test_ops.py: the MLP of frozen matrices as one operation against its parts; prints how many cases there were.
+
+Triton's interpreter cuts fp8 off where a GPU rounds, hence its tolerance.
+"""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from unittest import mock
+
+import torch
+from lumina2_trainer.trainer_core.adapters.lora import LoRASettings, attach_lora
+from lumina2_trainer.trainer_core.lumina2 import feed_forward, ops, quantized_linear
+from lumina2_trainer.trainer_core.lumina2.quantized_linear import QuantizedLinear
+from lumina2_trainer.trainer_core.lumina2.transformer import FeedForward, Lumina2Config
+from torch import Tensor, nn
+
+DEVICE = torch.device(sys.argv[1])
+CONFIG = Lumina2Config(hidden_size=32, mlp_size=80)
+NUM_TOKENS = 40
+EIGHT_BIT_TOLERANCE = {torch.int8: 0.04, torch.float8_e4m3fn: 0.16 if DEVICE.type == "cpu" else 0.1}
+ADAPTED = {"none": "", "all": "w[123]", "in": "w1", "out": "w2"}
+"""Which of the matrices have a LoRA."""
+
+
+def make_mlp(dtype: torch.dtype, adapted: str) -> nn.Module:
+    """An MLP with random matrices, frozen below an adapter; 8 bits or float32."""
+    torch.manual_seed(0)
+    mlp = FeedForward(CONFIG).requires_grad_(False)
+    if dtype != torch.float32:
+        for name, linear in list(mlp.named_children()):
+            setattr(mlp, name, QuantizedLinear(linear.weight.bfloat16(), None, dtype))
+    if ADAPTED[adapted]:
+        settings = LoRASettings(targets="pattern", target_pattern=ADAPTED[adapted])
+        for parameter in attach_lora(mlp, settings, rank=4, alpha=6.0, seed=0).values():
+            parameter.data.normal_(0, 0.2)
+    return mlp.to(DEVICE)
+
+
+def run(mlp: nn.Module, x_SD: Tensor, *, is_fused: bool) -> list[Tensor]:
+    """Output, and the gradients of the input and of every adapter."""
+    x_SD = x_SD.detach().requires_grad_()
+    trained = [p for p in mlp.parameters() if p.requires_grad]
+    target = torch.randn(x_SD.shape, generator=torch.Generator().manual_seed(1)).to(x_SD)
+    with (
+        mock.patch.object(ops, "is_fused", return_value=is_fused),
+        mock.patch.object(feed_forward, "is_fused", return_value=is_fused),
+        mock.patch.object(quantized_linear, "has_8_bit_products", return_value=is_fused),
+    ):
+        out = mlp(x_SD)
+        grads = torch.autograd.grad((out * target).sum(), [x_SD, *trained])
+    return [x.detach().float() for x in (out, *grads)]
+
+
+def compare(dtype: torch.dtype, adapted: str) -> None:
+    mlp = make_mlp(dtype, adapted)
+    x = torch.randn(NUM_TOKENS, CONFIG.hidden_size, device=DEVICE)
+    x[3], x[5] = 0, 30 * x[5]
+    x = x if dtype == torch.float32 else x.bfloat16()
+    fused, plain = (run(mlp, x, is_fused=is_fused) for is_fused in (True, False))
+    if dtype == torch.float32:
+        torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4)
+        return
+    for actual, expected in zip(fused, plain, strict=True):
+        error = ((actual - expected).norm() / expected.norm()).item()
+        assert 0 < error <= EIGHT_BIT_TOLERANCE[dtype], f"{dtype} {adapted}: relative error {error}"
+
+
+if __name__ == "__main__":
+    torch.manual_seed(0)
+    cases = list(itertools.product([torch.float32, *EIGHT_BIT_TOLERANCE], ADAPTED))
+    for case in cases:
+        compare(*case)
+    print(f"{len(cases)} comparisons")
