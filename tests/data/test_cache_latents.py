@@ -1,7 +1,9 @@
 from __future__ import annotations
 
 import os
+import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -172,6 +174,21 @@ def test_a_crash_keeps_what_was_encoded(dataset: Dataset, context: StepContext) 
     fill(dataset, context, rest)
     assert rest.num_encoded == 2
     assert not list(context.cache_dir.rglob("*.tmp"))
+
+
+def test_no_thread_is_left_after_a_stop_or_an_error(dataset: Dataset, context: StepContext) -> None:
+    def crash() -> None:
+        raise RuntimeError("out of memory")
+
+    scan_dataset(dataset, context)
+    before = threading.active_count()
+    vae = FakeVAE()
+    with pytest.raises(StopTraining):
+        fill(dataset, replace(context, should_stop=lambda: len(vae.batches) == 1), vae)
+    assert threading.active_count() == before
+    with pytest.raises(RuntimeError, match="out of memory"):
+        fill(dataset, context, FakeVAE(after_batch=crash))
+    assert threading.active_count() == before
 
 
 def truncate(path: Path, others: list[Path]) -> None:
