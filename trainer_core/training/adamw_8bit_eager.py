@@ -12,8 +12,10 @@ from .adamw_8bit_numbers import Guard, UpdateNumbers
 from .moments import BLOCK, Moments, decode_mean, decode_square, encode_mean, encode_square, num_blocks, split_moments
 from .random_bits import random_words
 
-BLOCKS_AT_ONCE = 4096
-"""About 1 M elements: bounds the temporary memory to some 100 MB."""
+BLOCKS_AT_ONCE = {"cpu": 256}
+"""By type of device: 65536 elements stay in a core's cache, which is twice as fast."""
+OTHER_BLOCKS_AT_ONCE = 16384
+"""4 M elements: bounds the temporary memory to some 300 MB."""
 
 
 @torch.no_grad()
@@ -37,7 +39,7 @@ def update_eager(
             return
         factor = found
     weights_N = parameter.view(-1)
-    for first, blocks in _chunks(grad.numel()):
+    for first, blocks in _chunks(grad):
         grad_KB = _block_slice(grad, first, blocks)
         mean_KB, square_KB = _new_moments(grad_KB, moments, first, blocks, numbers)
         words_KB = random_words(
@@ -59,7 +61,7 @@ def update_eager(
 def _inspect_gradient(grad: Tensor, moments: Moments, numbers: UpdateNumbers, guard: Guard) -> float | None:
     """Keep the guard's books; the factor of the learning rate, or None if nothing may be written."""
     square_norm, ratio_sum = 0.0, 0.0
-    for first, blocks in _chunks(grad.numel()):
+    for first, blocks in _chunks(grad):
         grad_KB = _block_slice(grad, first, blocks)
         _, square_KB = _new_moments(grad_KB, moments, first, blocks, numbers)
         ratio_KB = grad_KB.square() / (square_KB * numbers.square_correction).clamp(min=numbers.smallest_square)
@@ -83,11 +85,11 @@ def _new_moments(
     return mean_KB, numbers.beta2 * square_KB + (1 - numbers.beta2) * grad_KB.square()
 
 
-def _chunks(numel: int) -> Iterator[tuple[int, int]]:
+def _chunks(grad: Tensor) -> Iterator[tuple[int, int]]:
     """(first block, number of blocks)."""
-    total = num_blocks(numel)
-    for first in range(0, total, BLOCKS_AT_ONCE):
-        yield first, min(BLOCKS_AT_ONCE, total - first)
+    total, size = num_blocks(grad.numel()), BLOCKS_AT_ONCE.get(grad.device.type, OTHER_BLOCKS_AT_ONCE)
+    for first in range(0, total, size):
+        yield first, min(size, total - first)
 
 
 def _block_slice(x: Tensor, first: int, blocks: int) -> Tensor:
