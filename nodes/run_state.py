@@ -53,7 +53,7 @@ def read_state(
     return {
         "run": run.name,
         "node": (live or {}).get("node", ""),
-        "status": (live or {}).get("status") or ("finished" if run.final_path.exists() else "stopped"),
+        "status": (live or {}).get("status") or ("finished" if run.is_finished else "stopped"),
         "message": (live or {}).get("message", ""),
         "step": last.get("step", 0),
         "total": progress.get("total") or _num_steps(run),

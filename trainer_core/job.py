@@ -10,12 +10,14 @@ from .errors import TrainerError
 from .lumina2.model_files import Lumina2Model
 from .lumina2.timesteps import NoiseSettings
 from .settings import check_file_name, check_settings, setting
-from .training.optimizers import OPTIMIZERS
+from .training.optimizers import BF16_OPTIMIZERS, HOST_STATE_OPTIMIZERS, OPTIMIZERS
 from .training.settings import CheckpointSettings, OptimizerSettings
 from .validation.settings import ValidationSettings
 
 RESERVED_RUN_NAMES = frozenset({"cache", "diffusers", "validations"})
 """Folders beside the runs that hold something else."""
+FULL_PRECISIONS = ("bf16", "fp32")
+"""Precisions of a model whose own weights are trained."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +48,41 @@ class TrainLoRASettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
-        check_file_name("run_name", self.run_name)
-        if self.run_name.casefold() in RESERVED_RUN_NAMES:
-            raise TrainerError(f"run_name is {self.run_name!r}: that name is taken, choose another")
+        _check_run_name(self.run_name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFullSettings:
+    """Widgets of Train Full Model."""
+
+    steps: int = setting(1000, minimum=1, maximum=10000000)
+    """Optimizer steps of the run."""
+    batch_size: int = setting(1, minimum=1, maximum=4096)
+    """Pictures a batch. Pictures of different shape share a batch."""
+    learning_rate: float = setting(1e-5, minimum=0.0, maximum=1.0, step=1e-7)
+    """Learning rate after warm-up. The whole model wants a tenth of a LoRA's: 1e-5, or 5e-6 for a long run."""
+    optimizer: str = setting("adamw8bit", choices=OPTIMIZERS)
+    """The rule that turns gradients into updates. "adamw8bit" trains bf16 weights in 12 GiB; "adamw" wants precision
+    fp32 in Load Lumina2, and 42 GiB."""
+    seed: int = setting(42, minimum=0, maximum=2**63 - 1)
+    """Decides the order of pictures and every random draw: the same seed gives the same run."""
+    run_name: str = setting("my_model")
+    """Name of the run's folder in output/lumina2_trainer. The same job under the same name resumes or returns what is
+    finished."""
+    caption_dropout: float = setting(0.1, minimum=0.0, maximum=1.0, step=0.05)
+    """Share of samples trained with the empty caption, which guidance needs."""
+    gradient_checkpointing: bool = setting(True)
+    """Recompute activations in the backward pass: about a third of the memory for a third more time."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        _check_run_name(self.run_name)
+
+
+def _check_run_name(run_name: str) -> None:
+    check_file_name("run_name", run_name)
+    if run_name.casefold() in RESERVED_RUN_NAMES:
+        raise TrainerError(f"run_name is {run_name!r}: that name is taken, choose another")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -58,8 +92,9 @@ class TrainJob:
     model: Lumina2Model
     latents: LatentCache
     embeds: EmbedCache
-    train: TrainLoRASettings
-    adapter: LoRASettings = field(default_factory=LoRASettings)
+    train: TrainLoRASettings | TrainFullSettings
+    adapter: LoRASettings | None = None
+    """What is put on the model and trained; None trains the model's own weights."""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     noise: NoiseSettings = field(default_factory=NoiseSettings)
     validation: ValidationSettings | None = None
@@ -70,6 +105,25 @@ class TrainJob:
             raise TrainerError(
                 f"num_warmup_steps is {self.optimizer.num_warmup_steps} but the run has only {self.train.steps} steps:"
                 " lower the warm-up or raise steps"
+            )
+        if self.optimizer.optimizer_state == "host" and self.train.optimizer not in HOST_STATE_OPTIMIZERS:
+            raise TrainerError(
+                f'optimizer_state is "host", which {self.train.optimizer} cannot do: choose'
+                f' optimizer {" or ".join(sorted(HOST_STATE_OPTIMIZERS))}, or optimizer_state "device"'
+            )
+        if self.adapter is None:
+            self._check_full_training()
+
+    def _check_full_training(self) -> None:
+        if self.model.precision not in FULL_PRECISIONS:
+            raise TrainerError(
+                f"precision is {self.model.precision}, which stores weights that cannot be trained:"
+                f" choose {' or '.join(FULL_PRECISIONS)} in Load Lumina2 to train the full model"
+            )
+        if self.model.precision == "bf16" and self.train.optimizer not in BF16_OPTIMIZERS:
+            raise TrainerError(
+                f"optimizer is {self.train.optimizer}, whose small updates bf16 weights would lose: choose"
+                f" {' or '.join(sorted(BF16_OPTIMIZERS))}, or precision fp32 in Load Lumina2"
             )
 
 

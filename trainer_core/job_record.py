@@ -12,8 +12,8 @@ from typing import Any
 from .job import TrainJob
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
-IDENTITY_EXCLUDES = frozenset({"run_name", "gradient_checkpointing"})
-"""Widgets of Train that change neither data, objective nor result."""
+IDENTITY_EXCLUDES = frozenset({"run_name", "gradient_checkpointing", "optimizer_state"})
+"""Widgets of Train and Optimizer that change neither data, objective nor result."""
 
 
 def fingerprint_job(job: TrainJob) -> str:
@@ -21,16 +21,19 @@ def fingerprint_job(job: TrainJob) -> str:
 
     How a run is watched is left out (validation, checkpoints, recomputation), so that changing it resumes the run.
     """
-    train = {k: v for k, v in dataclasses.asdict(job.train).items() if k not in IDENTITY_EXCLUDES}
     identity = {
         "model": [job.model.fingerprint, job.model.precision, job.model.text_attention],
         "data": [job.latents.fingerprint, job.embeds.fingerprint],
-        "train": train,
-        "adapter": dataclasses.asdict(job.adapter),
-        "optimizer": dataclasses.asdict(job.optimizer),
+        "train": _identity_of(job.train),
+        "adapter": None if job.adapter is None else dataclasses.asdict(job.adapter),
+        "optimizer": _identity_of(job.optimizer),
         "noise": dataclasses.asdict(job.noise),
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _identity_of(settings: Any) -> dict[str, Any]:
+    return {k: v for k, v in dataclasses.asdict(settings).items() if k not in IDENTITY_EXCLUDES}
 
 
 def describe_job(job: TrainJob, num_samples: int, device: str) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""What a run leaves behind after each step: log lines, checkpoints, pictures, events, and the finished adapter."""
+"""What a run leaves behind after each step: log lines, checkpoints, pictures, events, and the finished weights."""
 
 from __future__ import annotations
 
@@ -9,17 +9,15 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from torch import Tensor
-
-from .adapters.lora import export_lora
-from .adapters.metadata import AdapterFacts, adapter_metadata
+from .adapters.metadata import RunFacts
 from .context import StepContext
 from .data.cache import TrainingSample, load_embeds
 from .data.index import EmbedIndex
 from .events import Event
 from .files import write_safetensors_atomically
 from .job import TrainJob
-from .run_folder import ADAPTER_FILE, RunFolder, step_folder
+from .run_folder import RunFolder, step_folder
+from .trained_weights import TrainedWeights
 from .training.checkpoints import prune_checkpoints, save_checkpoint
 from .training.session import StepRecord, TrainingSession
 from .validation.render import render_prompts
@@ -35,6 +33,7 @@ class Recorder:
     job: TrainJob
     run: RunFolder
     session: TrainingSession
+    weights: TrainedWeights
     samples: Sequence[TrainingSample]
     embeds: EmbedIndex
     context: StepContext
@@ -81,12 +80,12 @@ class Recorder:
             step=step,
             parameters=self.session.parameters,
             optimizer=self.session.optimizer,
-            exported=self._export(),
+            exported=self.weights.export(self.session.parameters),
             metadata=self._metadata(),
-            weights_file=ADAPTER_FILE,
+            weights_file=self.weights.file_name,
         )
         prune_checkpoints(self.run.checkpoints_dir, self.job.checkpoints.num_checkpoints_kept)
-        path = (folder / ADAPTER_FILE).relative_to(self.run.path).as_posix()
+        path = (folder / self.weights.file_name).relative_to(self.run.path).as_posix()
         self.context.emit(Event(kind="checkpoint", run=self.run.name, data={"step": step, "path": path}))
 
     def validate(self, should_stop: Callable[[], bool] = lambda: False) -> None:
@@ -110,42 +109,35 @@ class Recorder:
         self.context.emit(Event(kind="validation", run=self.run.name, data=data))
 
     def finish(self) -> None:
-        """Last checkpoint, last pictures, and the finished adapter, whose presence ends the run."""
+        """Last checkpoint, last pictures, and the finished weights, whose presence ends the run."""
         self.save_checkpoint()
         self.validate(self.context.should_stop)
-        write_safetensors_atomically(self.run.final_path, self._export(), self._metadata())
-
-    def _export(self) -> dict[str, Tensor]:
-        train = self.job.train
-        return export_lora(self.session.parameters, rank=train.rank, alpha=train.alpha)
+        exported = self.weights.export(self.session.parameters)
+        write_safetensors_atomically(self.run.final_path, exported, self._metadata())
 
     def _metadata(self) -> dict[str, str]:
         job, train = self.job, self.job.train
         width, height = max(((s.width, s.height) for s in self.samples), key=math.prod)
-        return adapter_metadata(
-            AdapterFacts(
-                title=self.run.name,
-                rank=train.rank,
-                alpha=train.alpha,
-                base_name=job.model.name,
-                base_fingerprint=job.model.fingerprint,
-                trigger_words=self.embeds.trigger_words,
-                system_prompt=self.embeds.system_prompt,
-                text_attention=job.model.text_attention,
-                resolution=f"{width}x{height}",
-                step=self.session.step,
-                num_steps=train.steps,
-                num_images=len(self.samples),
-                batch_size=train.batch_size,
-                gradient_accumulation_steps=job.optimizer.gradient_accumulation_steps,
-                learning_rate=train.learning_rate,
-                optimizer=train.optimizer,
-                lr_schedule=job.optimizer.lr_schedule,
-                seed=train.seed,
-                targets=job.adapter.targets,
-                date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-            )
+        facts = RunFacts(
+            title=self.run.name,
+            base_name=job.model.name,
+            base_fingerprint=job.model.fingerprint,
+            trigger_words=self.embeds.trigger_words,
+            system_prompt=self.embeds.system_prompt,
+            text_attention=job.model.text_attention,
+            resolution=f"{width}x{height}",
+            step=self.session.step,
+            num_steps=train.steps,
+            num_images=len(self.samples),
+            batch_size=train.batch_size,
+            gradient_accumulation_steps=job.optimizer.gradient_accumulation_steps,
+            learning_rate=train.learning_rate,
+            optimizer=train.optimizer,
+            lr_schedule=job.optimizer.lr_schedule,
+            seed=train.seed,
+            date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )
+        return self.weights.metadata(facts, self.session.transformer)
 
 
 def _is_due(step: int, interval: int) -> bool:

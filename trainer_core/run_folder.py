@@ -13,7 +13,8 @@ from typing import Any
 from .errors import TrainerError
 from .files import write_bytes_atomically, write_json_atomically
 
-ADAPTER_FILE = "adapter.safetensors"
+ADAPTER_FILE, MODEL_FILE = "adapter.safetensors", "model.safetensors"
+"""What training gives: an adapter, or a transformer with native names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,6 +22,8 @@ class RunFolder:
     """Paths and records of one run."""
 
     path: Path
+    weights_file: str = ADAPTER_FILE
+    """ADAPTER_FILE or MODEL_FILE."""
 
     @property
     def name(self) -> str:
@@ -41,8 +44,13 @@ class RunFolder:
 
     @property
     def final_path(self) -> Path:
-        """The finished adapter; it exists only when the run is finished."""
-        return self.path / "final" / ADAPTER_FILE
+        """The finished adapter or model; it exists only when the run is finished."""
+        return self.path / "final" / self.weights_file
+
+    @property
+    def is_finished(self) -> bool:
+        """Whether the run has come to its end, of whichever kind it is."""
+        return any((self.path / "final" / name).exists() for name in (ADAPTER_FILE, MODEL_FILE))
 
     def samples_dir(self, step: int) -> Path:
         """Validation pictures of one step."""
@@ -97,7 +105,9 @@ def step_of(folder: Path) -> int:
     return int(folder.name.rpartition("-")[2])
 
 
-def open_run(runs_dir: Path, run_name: str, fingerprint: str, job: Mapping[str, Any], workflow: str) -> RunFolder:
+def open_run(
+    runs_dir: Path, run_name: str, fingerprint: str, job: Mapping[str, Any], workflow: str, weights_file: str
+) -> RunFolder:
     """The folder of a job: the one it was started in, or a new one.
 
     Another job under the same name is left alone: the new one gets `<name>-2`, `-3` and so on.
@@ -108,6 +118,7 @@ def open_run(runs_dir: Path, run_name: str, fingerprint: str, job: Mapping[str, 
         fingerprint: Identifies the job; see `job_record.fingerprint_job`.
         job: What job.json holds.
         workflow: JSON text of the graph, or empty.
+        weights_file: What the run will give, see RunFolder.
 
     Raises:
         TrainerError: The folder holds something that is not a run.
@@ -117,11 +128,11 @@ def open_run(runs_dir: Path, run_name: str, fingerprint: str, job: Mapping[str, 
     taken = {path.name.casefold(): path for path in runs_dir.iterdir() if pattern.fullmatch(path.name)}
     for path in sorted(taken.values()):
         if _fingerprint_of(path) == fingerprint:
-            return RunFolder(path=path)
+            return RunFolder(path=path, weights_file=weights_file)
     number = 1
     while (name := run_name if number == 1 else f"{run_name}-{number}").casefold() in taken:
         number += 1
-    run = RunFolder(path=runs_dir / name)
+    run = RunFolder(path=runs_dir / name, weights_file=weights_file)
     run.path.mkdir()
     if workflow:
         write_bytes_atomically(run.path / "workflow.json", workflow.encode())

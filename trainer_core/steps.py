@@ -5,7 +5,7 @@ Nodes and the headless runner call these and nothing else of the core.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .adapters.export import ADAPTER_DTYPES, ADAPTER_FORMATS, read_adapter, write_adapter
@@ -19,8 +19,9 @@ from .data.folder import Dataset, DatasetFolderSettings, open_dataset
 from .data.report import write_report
 from .data.scan import scan_dataset
 from .encode_prompts import encode_prompts
-from .job import Adapter, TrainJob, TrainLoRASettings
+from .job import Adapter, TrainFullSettings, TrainJob, TrainLoRASettings
 from .lumina2.base_files import find_model_files
+from .lumina2.checkpoint import fingerprint_files
 from .lumina2.model_files import LoadSettings, Lumina2Model
 from .lumina2.precision import PRECISIONS
 from .lumina2.prompts import SYSTEM_PROMPTS, UNCONDITIONAL, resolve_system_prompt
@@ -93,9 +94,23 @@ class DatasetReport:
 
 @dataclass(frozen=True, kw_only=True)
 class TrainResult:
-    """What training gives."""
+    """What training an adapter gives."""
 
     adapter: Adapter
+    losses: tuple[float, ...]
+    """Loss of each optimizer step of the run."""
+    validation_images: tuple[Path, ...]
+    """Pictures of the last validation, in the order of the prompts; empty without validation."""
+    reused: bool
+    """The run had already finished and nothing was trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFullResult:
+    """What training the model itself gives."""
+
+    model: Lumina2Model
+    """The trained transformer with text encoder and VAE of the base."""
     losses: tuple[float, ...]
     """Loss of each optimizer step of the run."""
     validation_images: tuple[Path, ...]
@@ -199,6 +214,39 @@ def train_lora(
     run, was_finished = train(job, context)
     return TrainResult(
         adapter=Adapter(path=str(run.final_path), run_dir=str(run.path), step=settings.steps),
+        losses=run.losses(),
+        validation_images=run.last_samples(),
+        reused=was_finished,
+    )
+
+
+def train_full(
+    settings: TrainFullSettings,
+    *,
+    model: Lumina2Model,
+    latents: LatentCache,
+    embeds: EmbedCache,
+    optimizer_settings: OptimizerSettings | None = None,
+    noise_schedule: NoiseSettings | None = None,
+    validation: ValidationSettings | None = None,
+    checkpoints: CheckpointSettings | None = None,
+    context: StepContext,
+) -> TrainFullResult:
+    """Train the model's own weights, resume, or return the finished model."""
+    job = TrainJob(
+        model=model,
+        latents=latents,
+        embeds=embeds,
+        train=settings,
+        optimizer=optimizer_settings or OptimizerSettings(),
+        noise=noise_schedule or NoiseSettings(),
+        validation=validation,
+        checkpoints=checkpoints or CheckpointSettings(),
+    )
+    run, was_finished = train(job, context)
+    parts = [run.final_path, Path(model.text_encoder_path), Path(model.vae_path)]
+    return TrainFullResult(
+        model=replace(model, base_path=str(run.final_path), fingerprint=fingerprint_files(parts), name=run.name),
         losses=run.losses(),
         validation_images=run.last_samples(),
         reused=was_finished,

@@ -10,7 +10,6 @@ from pathlib import Path
 
 from filelock import FileLock, Timeout
 
-from .adapters.lora import attach_lora
 from .context import StepContext
 from .data.batches import derive_seed
 from .data.cache import TrainingSample, join_samples, load_embeds, read_embed_index, read_latent_index
@@ -25,6 +24,7 @@ from .lumina2.recompute import RecomputeBlocks
 from .recorder import Recorder
 from .run_folder import RunFolder, open_run
 from .torch_state import preserved_torch_state
+from .trained_weights import TrainedWeights, choose_trained_weights
 from .training.checkpoints import list_checkpoints, load_checkpoint
 from .training.memory import free_memory, start_peak_memory
 from .training.optimizers import OPTIMIZERS
@@ -47,7 +47,9 @@ def train(job: TrainJob, context: StepContext) -> tuple[RunFolder, bool]:
     samples = join_samples(read_latent_index(job.latents), embeds)
     _check_validation(job, embeds)
     record = describe_job(job, len(samples), str(context.device))
-    run = open_run(context.runs_dir, job.train.run_name, fingerprint_job(job), record, context.workflow)
+    weights = choose_trained_weights(job)
+    identity = fingerprint_job(job)
+    run = open_run(context.runs_dir, job.train.run_name, identity, record, context.workflow, weights.file_name)
     try:
         with FileLock(run.path / ".lock", timeout=0):
             was_finished = run.final_path.exists()
@@ -55,24 +57,31 @@ def train(job: TrainJob, context: StepContext) -> tuple[RunFolder, bool]:
                 _tell_of_other_validation(run, job)
             else:
                 with preserved_torch_state(context.device):
-                    _train_to_end(job, run, samples, embeds, context)
+                    _train_to_end(job, weights, run, samples, embeds, context)
     except Timeout:
         raise TrainerError(f"run {run.name!r} is being trained by another process: wait, or change run_name") from None
     finally:
         free_memory(context.device)
-    adapter = run.final_path.relative_to(run.path).as_posix()
-    data = {"step": job.train.steps, "adapter": adapter, "reused": was_finished}
+    final_path = run.final_path.relative_to(run.path)
+    data = {"step": job.train.steps, final_path.stem: final_path.as_posix(), "reused": was_finished}
     context.emit(Event(kind="finished", run=run.name, data=data))
     return run, was_finished
 
 
 def _train_to_end(
-    job: TrainJob, run: RunFolder, samples: Sequence[TrainingSample], embeds: EmbedIndex, context: StepContext
+    job: TrainJob,
+    weights: TrainedWeights,
+    run: RunFolder,
+    samples: Sequence[TrainingSample],
+    embeds: EmbedIndex,
+    context: StepContext,
 ) -> None:
     start_peak_memory(context.device)
-    session = _start_session(job, samples, embeds, context)
+    session = _start_session(job, weights, samples, embeds, context)
     _resume(session, run)
-    recorder = Recorder(job=job, run=run, session=session, samples=samples, embeds=embeds, context=context)
+    recorder = Recorder(
+        job=job, run=run, session=session, weights=weights, samples=samples, embeds=embeds, context=context
+    )
     try:
         while session.step < job.train.steps:
             if context.should_stop():
@@ -97,23 +106,27 @@ def _rescue(session: TrainingSession, recorder: Recorder) -> None:
 
 
 def _start_session(
-    job: TrainJob, samples: Sequence[TrainingSample], embeds: EmbedIndex, context: StepContext
+    job: TrainJob,
+    weights: TrainedWeights,
+    samples: Sequence[TrainingSample],
+    embeds: EmbedIndex,
+    context: StepContext,
 ) -> TrainingSession:
     train = job.train
     transformer = load_transformer(
         Path(job.model.base_path), device=context.device, dtype=PRECISIONS[job.model.precision]
     )
-    adapter_seed = derive_seed(train.seed, "adapter")
-    parameters = attach_lora(transformer, job.adapter, rank=train.rank, alpha=train.alpha, seed=adapter_seed)
+    parameters = weights.attach(transformer)
     if train.gradient_checkpointing:
         transformer.run_block = RecomputeBlocks(num_recomputed=len(transformer.blocks))
-    transformer.train()
+    optimizer = OPTIMIZERS[train.optimizer](
+        weights.groups(parameters), train.learning_rate, job.optimizer, derive_seed(train.seed, "rounding")
+    )
     return TrainingSession(
-        transformer=transformer,
+        transformer=transformer.train(),
         parameters=parameters,
-        optimizer=OPTIMIZERS[train.optimizer](
-            parameters.values(), train.learning_rate, job.optimizer, derive_seed(train.seed, "rounding")
-        ),
+        optimizer=optimizer,
+        update=weights.make_update(parameters, optimizer, job.optimizer.max_grad_norm),
         samples=samples,
         unconditional=load_embeds(embeds.unconditional),
         plan=StepPlan(

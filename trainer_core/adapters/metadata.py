@@ -1,4 +1,4 @@
-"""What an adapter file says of itself, in the fields that LoRA managers read.
+"""What a trained file says of itself, in the fields that LoRA and model managers read.
 
 No paths, captions or names of people: the file is shared.
 """
@@ -9,14 +9,14 @@ import json
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+SYSTEM_PROMPT = "lumina2_trainer.system_prompt"
+
 
 @dataclass(frozen=True, kw_only=True)
-class AdapterFacts:
-    """Facts of one trained adapter."""
+class RunFacts:
+    """Facts of the run that made it."""
 
     title: str
-    rank: int
-    alpha: float
     base_name: str
     base_fingerprint: str
     trigger_words: str
@@ -33,21 +33,37 @@ class AdapterFacts:
     optimizer: str
     lr_schedule: str
     seed: int
-    targets: str
     date: str
     """ISO 8601, UTC."""
 
 
-def adapter_metadata(facts: AdapterFacts) -> dict[str, str]:
+def adapter_metadata(facts: RunFacts, *, rank: int, alpha: float, targets: str) -> dict[str, str]:
     """Safetensors metadata: `modelspec.*` (Stability's ModelSpec 1.0.1), `ss_*` (sd-scripts' names), and our own.
 
     alpha / rank is folded into the weights, so a reader must not scale again: the file has no `.alpha` tensors, and
     `ss_network_alpha` equals the rank.
     """
     return {
+        **_run_metadata(facts, "lumina-2/lora"),
+        "ss_network_module": "networks.lora_lumina",
+        "ss_network_dim": str(rank),
+        "ss_network_alpha": str(float(rank)),
+        "lumina2_trainer.rank": str(rank),
+        "lumina2_trainer.alpha": str(alpha),
+        "lumina2_trainer.targets": targets,
+    }
+
+
+def model_metadata(facts: RunFacts) -> dict[str, str]:
+    """The same of a model whose own weights were trained."""
+    return _run_metadata(facts, "lumina-2")
+
+
+def _run_metadata(facts: RunFacts, architecture: str) -> dict[str, str]:
+    return {
         "format": "pt",
         "modelspec.sai_model_spec": "1.0.1",
-        "modelspec.architecture": "lumina-2/lora",
+        "modelspec.architecture": architecture,
         "modelspec.implementation": "https://github.com/Alpha-VLLM/Lumina-Image-2.0",
         "modelspec.title": facts.title,
         "modelspec.date": facts.date,
@@ -57,9 +73,6 @@ def adapter_metadata(facts: AdapterFacts) -> dict[str, str]:
         "modelspec.usage_hint": _usage_hint(facts),
         "ss_base_model_version": "lumina2",
         "ss_sd_model_name": facts.base_name,
-        "ss_network_module": "networks.lora_lumina",
-        "ss_network_dim": str(facts.rank),
-        "ss_network_alpha": str(float(facts.rank)),
         "ss_resolution": facts.resolution,
         "ss_num_train_images": str(facts.num_images),
         "ss_steps": str(facts.step),
@@ -71,17 +84,14 @@ def adapter_metadata(facts: AdapterFacts) -> dict[str, str]:
         "ss_lr_scheduler": facts.lr_schedule,
         "ss_seed": str(facts.seed),
         "ss_output_name": facts.title,
-        "lumina2_trainer.rank": str(facts.rank),
-        "lumina2_trainer.alpha": str(facts.alpha),
-        "lumina2_trainer.targets": facts.targets,
-        "lumina2_trainer.system_prompt": facts.system_prompt,
+        SYSTEM_PROMPT: facts.system_prompt,
         "lumina2_trainer.trigger_words": facts.trigger_words,
         "lumina2_trainer.text_attention": facts.text_attention,
         "lumina2_trainer.base_fingerprint": facts.base_fingerprint,
     }
 
 
-def _usage_hint(facts: AdapterFacts) -> str:
+def _usage_hint(facts: RunFacts) -> str:
     hints = []
     if facts.trigger_words:
         hints.append(f"Trigger words: {facts.trigger_words}.")
@@ -91,5 +101,5 @@ def _usage_hint(facts: AdapterFacts) -> str:
 
 
 def system_prompt_of(metadata: Mapping[str, str]) -> str | None:
-    """The system prompt an adapter of this project was trained with; None for files from elsewhere."""
-    return metadata.get("lumina2_trainer.system_prompt")
+    """The system prompt a file of this project was trained with; None for files from elsewhere."""
+    return metadata.get(SYSTEM_PROMPT)

@@ -1,0 +1,19 @@
+"""Training the tiny base itself in tests."""
+
+from __future__ import annotations
+
+from lumina2_trainer.trainer_core import steps
+from lumina2_trainer.trainer_core.job import TrainFullSettings
+
+from .training_setup import Setup
+
+TRAIN_FULL = TrainFullSettings(
+    steps=6, batch_size=2, learning_rate=3e-3, run_name="model", gradient_checkpointing=False
+)
+
+
+def train_full(setup: Setup, settings: TrainFullSettings = TRAIN_FULL, **sockets: object) -> steps.TrainFullResult:
+    """Run the step with a setup's sockets."""
+    return steps.train_full(
+        settings, model=setup.model, latents=setup.latents, embeds=setup.embeds, context=setup.context, **sockets
+    )

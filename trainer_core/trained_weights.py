@@ -1,0 +1,110 @@
+"""What a run trains: an adapter on the model, or the model's own weights."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+import torch
+from torch import Tensor, nn
+
+from .adapters.full import unfreeze
+from .adapters.lora import LoRASettings, attach_lora, export_lora
+from .adapters.metadata import RunFacts, adapter_metadata, model_metadata
+from .data.batches import derive_seed
+from .job import TrainJob, TrainLoRASettings
+from .lumina2.checkpoint import AXES_DIMS_KEY
+from .lumina2.transformer import Lumina2Transformer
+from .run_folder import ADAPTER_FILE, MODEL_FILE
+from .training.adamw_8bit import AdamW8bit
+from .training.optimizers import decay_groups
+from .training.updates import UpdateAfterBackward, UpdateInBackward, WeightUpdate
+
+
+class TrainedWeights(Protocol):
+    """The differences between the kinds of training."""
+
+    file_name: str
+    """Of the trained weights, in checkpoints and at the end."""
+
+    def attach(self, transformer: Lumina2Transformer) -> dict[str, nn.Parameter]:
+        """Make the transformer trainable, in place; the parameters by name, in the optimizer's order."""
+
+    def groups(self, parameters: Mapping[str, nn.Parameter]) -> list[Any]:
+        """The parameters as the optimizer takes them."""
+
+    def make_update(
+        self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, max_grad_norm: float
+    ) -> WeightUpdate:
+        """How gradients become an update."""
+
+    def export(self, parameters: Mapping[str, nn.Parameter]) -> Mapping[str, Tensor]:
+        """The file's tensors."""
+
+    def metadata(self, facts: RunFacts, transformer: Lumina2Transformer) -> dict[str, str]:
+        """What the file says of itself."""
+
+
+class LoRAWeights:
+    """A LoRA in float32 on a frozen model."""
+
+    file_name = ADAPTER_FILE
+
+    def __init__(self, train: TrainLoRASettings, settings: LoRASettings) -> None:
+        self._train = train
+        self._settings = settings
+
+    def attach(self, transformer: Lumina2Transformer) -> dict[str, nn.Parameter]:
+        train = self._train
+        seed = derive_seed(train.seed, "adapter")
+        return attach_lora(transformer, self._settings, rank=train.rank, alpha=train.alpha, seed=seed)
+
+    def groups(self, parameters: Mapping[str, nn.Parameter]) -> list[Any]:
+        return list(parameters.values())
+
+    def make_update(
+        self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, max_grad_norm: float
+    ) -> WeightUpdate:
+        return UpdateAfterBackward(parameters, optimizer, max_grad_norm)
+
+    def export(self, parameters: Mapping[str, nn.Parameter]) -> Mapping[str, Tensor]:
+        return export_lora(dict(parameters), rank=self._train.rank, alpha=self._train.alpha)
+
+    def metadata(self, facts: RunFacts, transformer: Lumina2Transformer) -> dict[str, str]:
+        train = self._train
+        return adapter_metadata(facts, rank=train.rank, alpha=train.alpha, targets=self._settings.targets)
+
+
+class FullWeights:
+    """All of the transformer, in the precision it was loaded in."""
+
+    file_name = MODEL_FILE
+
+    def attach(self, transformer: Lumina2Transformer) -> dict[str, nn.Parameter]:
+        return unfreeze(transformer)
+
+    def groups(self, parameters: Mapping[str, nn.Parameter]) -> list[Any]:
+        return decay_groups(parameters)
+
+    def make_update(
+        self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, max_grad_norm: float
+    ) -> WeightUpdate:
+        if isinstance(optimizer, AdamW8bit):
+            return UpdateInBackward(parameters, optimizer, max_rms=max_grad_norm)
+        return UpdateAfterBackward(parameters, optimizer, max_grad_norm)
+
+    def export(self, parameters: Mapping[str, nn.Parameter]) -> Mapping[str, Tensor]:
+        return parameters
+
+    def metadata(self, facts: RunFacts, transformer: Lumina2Transformer) -> dict[str, str]:
+        axes = {AXES_DIMS_KEY: json.dumps(list(transformer.config.axes_dims))}
+        return {**model_metadata(facts), **axes}
+
+
+def choose_trained_weights(job: TrainJob) -> TrainedWeights:
+    """The kind of training a job asks for."""
+    if job.adapter is None:
+        return FullWeights()
+    assert isinstance(job.train, TrainLoRASettings), "an adapter comes with its rank"
+    return LoRAWeights(job.train, job.adapter)
