@@ -46,7 +46,7 @@ def load_host_models(model: Lumina2Model, adapter: Adapter | None, strength: flo
     Returns:
         MODEL, CLIP and VAE.
     """
-    dtype = PRECISIONS[model.precision]
+    dtype = PRECISIONS[model.precision].dtype
     host_model = _load_model(Path(model.base_path), dtype)
     if adapter is not None:
         host_model, _ = comfy.sd.load_lora_for_models(host_model, None, read_lora(adapter.path), strength, 0)

@@ -16,9 +16,8 @@ from .context import DEMO_DIR, StepContext
 from .data.cache import join_samples, load_embeds, load_latents, read_embed_index, read_latent_index
 from .data.folder import DatasetFolderSettings
 from .job import TrainLoRASettings
-from .lumina2.checkpoint import load_transformer
+from .lumina2.base_files import load_base_transformer
 from .lumina2.model_files import LoadSettings, Lumina2Model
-from .lumina2.precision import PRECISIONS
 from .lumina2.timesteps import NoiseSettings
 from .training.memory import free_memory, peak_memory_gib
 from .training.settings import OptimizerSettings
@@ -119,7 +118,7 @@ def _measure(
     model: Lumina2Model, held_out: HeldOutSamples, adapter_path: Path, context: StepContext
 ) -> tuple[HeldOutLoss, HeldOutLoss]:
     """Held-out loss before and after, with the same noise and times."""
-    transformer = load_transformer(Path(model.base_path), device=context.device, dtype=PRECISIONS[model.precision])
+    transformer = load_base_transformer(model, context.device)
 
     def measure() -> HeldOutLoss:
         return held_out_loss(

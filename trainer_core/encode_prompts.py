@@ -37,7 +37,7 @@ def encode_prompts(
         negative_prompt: As typed; encoded bare, as the unconditional prompt always is.
         batch_size: Most prompts encoded at once, or AUTOMATIC_BATCH_SIZE.
     """
-    dtype = PRECISIONS[model.precision]
+    dtype = PRECISIONS[model.precision].dtype
     plan = PromptPlan(
         system_prompt=system_prompt,
         build_prompt=partial(build_prompt, system_prompt=system_prompt),

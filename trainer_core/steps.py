@@ -19,10 +19,12 @@ from .data.folder import Dataset, DatasetFolderSettings, open_dataset
 from .data.report import write_report
 from .data.scan import scan_dataset
 from .encode_prompts import encode_prompts
+from .files import find_free_path
 from .job import Adapter, TrainFullSettings, TrainJob, TrainLoRASettings
 from .lumina2.base_files import find_model_files
 from .lumina2.checkpoint import fingerprint_files
 from .lumina2.model_files import LoadSettings, Lumina2Model
+from .lumina2.model_layouts import MODEL_LAYOUTS
 from .lumina2.precision import PRECISIONS
 from .lumina2.prompts import SYSTEM_PROMPTS, UNCONDITIONAL, resolve_system_prompt
 from .lumina2.timesteps import NoiseSettings
@@ -75,6 +77,23 @@ class SaveAdapterSettings:
     files."""
     dtype: str = setting("bf16", choices=ADAPTER_DTYPES)
     """Precision of the saved weights; bf16 halves the file without a visible difference."""
+
+    def __post_init__(self) -> None:
+        check_settings(self)
+        check_file_name("name", self.name)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SaveModelSettings:
+    """Widgets of Save Model."""
+
+    name: str = setting("my_model")
+    """File name without ending; a number is added so that no file is ever overwritten."""
+    layout: str = setting("all-in-one", choices=MODEL_LAYOUTS)
+    """"all-in-one" holds text encoder and VAE too and opens in Load Checkpoint (11 GB), "transformer" opens in Load
+    Diffusion Model (5 GB), "diffusers" is a folder for Lumina2Pipeline (11 GB)."""
+    dtype: str = setting("bf16", choices=ADAPTER_DTYPES)
+    """Precision of the transformer's weights; text encoder and VAE stay as they are."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -158,7 +177,7 @@ def cache_latents(
             dataset,
             load_encoder=load_encoder,
             encoder_fingerprint=model.fingerprint,
-            dtype=PRECISIONS[model.precision],
+            dtype=PRECISIONS[model.precision].dtype,
             batch_size=settings.batch_size,
             context=context,
         )
@@ -266,3 +285,11 @@ def save_adapter(settings: SaveAdapterSettings, *, adapter: Adapter, context: St
     folders = {"comfyui": context.loras_dir, "diffusers": context.runs_dir / "diffusers"}
     formats = list(folders) if settings.format == BOTH_FORMATS else [settings.format]
     return tuple(write_adapter(content, folders[name], settings.name, name, settings.dtype) for name in formats)
+
+
+def save_model(settings: SaveModelSettings, *, model: Lumina2Model, context: StepContext) -> Path:
+    """Write the model in one of the layouts that other programs open, under a name that is new."""
+    layout = MODEL_LAYOUTS[settings.layout]
+    path = find_free_path(context.model_output_dir(layout.kind), settings.name, layout.ending)
+    layout.write(model, path, ADAPTER_DTYPES[settings.dtype])
+    return path

@@ -6,7 +6,6 @@ import dataclasses
 import json
 import logging
 from collections.abc import Sequence
-from pathlib import Path
 
 from filelock import FileLock, Timeout
 
@@ -18,8 +17,7 @@ from .errors import StopTraining, TrainerError
 from .events import Event
 from .job import TrainJob
 from .job_record import describe_job, fingerprint_job
-from .lumina2.checkpoint import load_transformer
-from .lumina2.precision import PRECISIONS
+from .lumina2.base_files import load_base_transformer
 from .lumina2.recompute import RecomputeBlocks
 from .recorder import Recorder
 from .run_folder import RunFolder, open_run
@@ -113,9 +111,7 @@ def _start_session(
     context: StepContext,
 ) -> TrainingSession:
     train = job.train
-    transformer = load_transformer(
-        Path(job.model.base_path), device=context.device, dtype=PRECISIONS[job.model.precision]
-    )
+    transformer = load_base_transformer(job.model, context.device)
     parameters = weights.attach(transformer)
     if train.gradient_checkpointing:
         transformer.run_block = RecomputeBlocks(num_recomputed=len(transformer.blocks))

@@ -15,9 +15,8 @@ from .data.cache import load_embeds, read_embed_index
 from .encode_prompts import encode_prompts
 from .errors import TrainerError
 from .job import Adapter
-from .lumina2.checkpoint import load_transformer
+from .lumina2.base_files import load_base_transformer
 from .lumina2.model_files import Lumina2Model
-from .lumina2.precision import PRECISIONS
 from .lumina2.prompts import SYSTEM_PROMPTS, resolve_system_prompt
 from .training.memory import free_memory
 from .validation.render import render_prompts
@@ -49,7 +48,7 @@ def draw_validation(
     )
     index = read_embed_index(cache)
     try:
-        transformer = load_transformer(Path(model.base_path), device=context.device, dtype=PRECISIONS[model.precision])
+        transformer = load_base_transformer(model, context.device)
         if content is not None:
             merge_lora(transformer, content.tensors, settings.strength)
         return render_prompts(

@@ -5,6 +5,7 @@ Each prepares itself for a setup in a process of its own. Their modules import n
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 
 from ..material import Setup
@@ -14,6 +15,8 @@ from .prepared import PreparedTrainer
 TRAINERS: dict[str, dict[str, Callable[[Setup], PreparedTrainer]]] = {
     "lora": {
         "ours": ours.train_lora,
+        "ours-fp8": functools.partial(ours.train_lora, precision="fp8"),
+        "ours-int8": functools.partial(ours.train_lora, precision="int8"),
         "diffusers": diffusers_peft.train_lora,
         "comfyui": comfyui.train_lora,
         "sd-scripts": sd_scripts.train_lora,

@@ -9,6 +9,7 @@ import torch
 from lumina2_trainer.trainer_core.adapters.lora import LoRASettings, attach_lora
 from lumina2_trainer.trainer_core.data.cache import TrainingSample
 from lumina2_trainer.trainer_core.data.entries import entry_name, write_entry
+from lumina2_trainer.trainer_core.lumina2.checkpoint import place_weight
 from lumina2_trainer.trainer_core.lumina2.objective import flow_matching_loss, make_noisy_batch
 from lumina2_trainer.trainer_core.lumina2.precision import PRECISIONS, computation
 from lumina2_trainer.trainer_core.lumina2.recompute import RecomputeBlocks
@@ -30,7 +31,7 @@ def train_lora(setup: Setup, *, precision: str | None = None) -> PreparedTrainer
         precision: Key of PRECISIONS; by default the one of the case's dtype.
     """
     case = setup.case
-    precision = precision or next(name for name, dtype in PRECISIONS.items() if dtype is case.dtype)
+    precision = precision or next(name for name, known in PRECISIONS.items() if known.dtype is case.dtype)
     transformer = build_transformer(setup.config, precision, setup.device, has_recomputation=case.has_recomputation)
     samples = make_samples(case)
     loss = _loss_of_fixed_batch(transformer, samples, precision, setup.device)
@@ -46,7 +47,9 @@ def build_transformer(
     """Our network with the random weights that every trainer gets, frozen."""
     with torch.device("meta"):
         transformer = Lumina2Transformer(config)
-    transformer.load_state_dict(random_weights(config, PRECISIONS[precision], device), assign=True)
+    known = PRECISIONS[precision]
+    for name, weight in random_weights(config, known.dtype, device).items():
+        place_weight(transformer, name, weight, matrix_dtype=known.matrix_dtype)
     if has_recomputation:
         num_blocks = config.num_layers + 2 * config.num_refiner_layers
         transformer.run_block = RecomputeBlocks(num_recomputed=num_blocks)

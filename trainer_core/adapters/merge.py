@@ -9,11 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TrainerError
+from ..lumina2.quantized_linear import QuantizedLinear
 
 
 @torch.no_grad()
 def merge_lora(transformer: nn.Module, tensors: Mapping[str, Tensor], strength: float) -> int:
-    """Add `strength * B A` to each weight, in place, computed in float32.
+    """Add `strength * B A` to each weight, in place, computed in float32; 8-bit weights keep it beside them.
 
     Args:
         transformer: In the native layout.
@@ -26,22 +27,31 @@ def merge_lora(transformer: nn.Module, tensors: Mapping[str, Tensor], strength: 
     Raises:
         TrainerError: A key names no weight of this transformer, or its shape does not fit.
     """
-    weights = dict(transformer.named_parameters())
+    modules = dict(transformer.named_modules())
     changed = 0
     for key, down in tensors.items():
         match = re.fullmatch(r"diffusion_model\.(.+)\.lora_A\.weight", key)
         if match is None:
             continue
         up = tensors[key.replace(".lora_A.", ".lora_B.")]
-        weight = weights.get(f"{match[1]}.weight")
-        if weight is None:
+        linear = modules.get(match[1])
+        if not isinstance(linear, nn.Linear):
             raise TrainerError(f"the adapter has weights for {match[1]}, which this base does not have")
-        if (up.shape[0], down.shape[1]) != tuple(weight.shape):
+        shape = (linear.out_features, linear.in_features)
+        if (up.shape[0], down.shape[1]) != shape:
             raise TrainerError(
-                f"the adapter was trained on another size of Lumina2: {match[1]} is {tuple(weight.shape)} here"
+                f"the adapter was trained on another size of Lumina2: {match[1]} is {shape} here"
                 f" and {(up.shape[0], down.shape[1])} there"
             )
-        delta = up.to(weight.device, torch.float32) @ down.to(weight.device, torch.float32)
-        weight.copy_((weight.float() + strength * delta).to(weight.dtype))
+        _add(linear, strength * up.float(), down.float())
         changed += 1
     return changed
+
+
+def _add(linear: nn.Linear, up_OR: Tensor, down_RI: Tensor) -> None:
+    if isinstance(linear, QuantizedLinear):
+        linear.add_update(up_OR, down_RI)
+        return
+    weight = linear.weight
+    delta_OI = up_OR.to(weight.device) @ down_RI.to(weight.device)
+    weight.copy_((weight.float() + delta_OI).to(weight.dtype))

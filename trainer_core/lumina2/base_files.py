@@ -4,11 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import torch
+
 from ..context import DEMO_DIR, StepContext
 from ..errors import TrainerError
-from .checkpoint import fingerprint_files, read_config
+from .checkpoint import fingerprint_files, load_transformer, read_config
 from .model_files import LoadSettings, Lumina2Model
+from .precision import PRECISIONS, check_device
 from .text_files import ALL_IN_ONE_TEXT_PREFIX, find_text_files
+from .transformer import Lumina2Transformer
 from .vae import ALL_IN_ONE_VAE_PREFIX, check_vae
 from .weight_files import read_weights
 
@@ -53,6 +57,19 @@ def find_model_files(settings: LoadSettings, *, context: StepContext) -> Lumina2
         text_attention=settings.text_attention,
         fingerprint=fingerprint_files([base_path, text_encoder_path, vae_path]),
         name=base_path.name,
+    )
+
+
+def load_base_transformer(model: Lumina2Model, device: torch.device) -> Lumina2Transformer:
+    """The transformer of a model in the model's precision, frozen.
+
+    Raises:
+        TrainerError: Its file is no longer a whole Lumina2 transformer, or the device cannot store it so.
+    """
+    check_device(model.precision, device)
+    precision = PRECISIONS[model.precision]
+    return load_transformer(
+        Path(model.base_path), device=device, dtype=precision.dtype, matrix_dtype=precision.matrix_dtype
     )
 
 

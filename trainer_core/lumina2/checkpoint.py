@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -9,11 +10,20 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from ..errors import TrainerError
 from .foreign_models import describe_foreign
-from .module_weights import Plan, check_names_and_shapes, check_storage, fill_parameters, parameter_shapes
+from .module_weights import (
+    Plan,
+    check_names_and_shapes,
+    check_storage,
+    fill_parameters,
+    parameter_shapes,
+    set_parameter,
+)
 from .name_map import to_native_module
+from .quantized_linear import QuantizedLinear
 from .transformer import Lumina2Config, Lumina2Transformer
 from .weight_files import TensorEntry, read_folder_weights, read_weights
 
@@ -21,6 +31,7 @@ ALL_IN_ONE_PREFIX = "model.diffusion_model."
 AXES_DIMS_KEY = "lumina2_trainer.axes_dims"
 """Metadata of a safetensors file: JSON list of the head dimensions rotated by caption position, row and column."""
 DIFFUSERS_CLASS = "Lumina2Transformer2DModel"
+BLOCK_STACKS = ("layers", "noise_refiner", "context_refiner")
 UNUSED = ("norm_final.weight",)
 """Older files carry it; nothing reads it."""
 
@@ -39,24 +50,41 @@ def read_config(path: Path) -> Lumina2Config:
     Raises:
         TrainerError: It is not a whole Lumina2 transformer.
     """
-    return _inspect(path)[0]
+    return inspect_transformer(path)[0]
 
 
-def load_transformer(path: Path, *, device: torch.device, dtype: torch.dtype) -> Lumina2Transformer:
+def load_transformer(
+    path: Path, *, device: torch.device, dtype: torch.dtype, matrix_dtype: torch.dtype | None = None
+) -> Lumina2Transformer:
     """Load the transformer of a base model, frozen and in evaluation mode.
 
     Args:
         path: All-in-one or transformer `.safetensors`, or a diffusers folder.
         device: Where the weights go, one by one.
         dtype: What they are stored as there.
+        matrix_dtype: What the blocks' matrices are stored as instead, see `Precision`. Each is quantised before the
+            next is read.
 
     Raises:
         TrainerError: It is not a whole Lumina2 transformer.
     """
-    config, plan = _inspect(path)
+    config, plan = inspect_transformer(path)
     transformer = _on_meta(config)
-    fill_parameters(transformer, plan, device=device, dtype=dtype)
+    place = functools.partial(place_weight, matrix_dtype=matrix_dtype)
+    fill_parameters(transformer, plan, device=device, dtype=dtype, place=place)
     return transformer.eval().requires_grad_(False)
+
+
+def place_weight(transformer: nn.Module, name: str, weight: Tensor, *, matrix_dtype: torch.dtype | None) -> None:
+    """Make a tensor the frozen parameter of that name; the matrix of a block in 8 bits if `matrix_dtype` is given."""
+    is_block_matrix = name.split(".")[0] in BLOCK_STACKS and weight.ndim == 2
+    if matrix_dtype is None or not is_block_matrix:
+        set_parameter(transformer, name, weight)
+        return
+    owner, _, attribute = name.rpartition(".")[0].rpartition(".")
+    parent = transformer.get_submodule(owner)
+    bias = transformer.get_submodule(name.rpartition(".")[0]).bias
+    setattr(parent, attribute, QuantizedLinear(weight, bias, matrix_dtype))  # type: ignore[arg-type]
 
 
 def fingerprint_files(paths: Iterable[Path]) -> str:
@@ -98,7 +126,12 @@ def _fingerprint_file(path: Path) -> bytes:
     return digest.digest()
 
 
-def _inspect(path: Path) -> tuple[Lumina2Config, Plan]:
+def inspect_transformer(path: Path) -> tuple[Lumina2Config, Plan]:
+    """Sizes of a base model, and the stored tensors of each native parameter, checked from the headers alone.
+
+    Raises:
+        TrainerError: It is not a whole Lumina2 transformer.
+    """
     plan, facts = _read_diffusers_plan(path) if path.is_dir() else _read_native_plan(path)
     plan = {name: entries for name, entries in plan.items() if name not in UNUSED}
     shapes = {name: _stacked_shape(entries) for name, entries in plan.items()}

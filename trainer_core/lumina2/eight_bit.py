@@ -43,6 +43,7 @@ def largest_magnitude(dtype: torch.dtype) -> float:
     return float(torch.finfo(dtype).max if dtype.is_floating_point else torch.iinfo(dtype).max)
 
 
+@torch.no_grad()
 def quantize_weight(weight_OI: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Quantise row by row; the numbers are the same on every device.
 

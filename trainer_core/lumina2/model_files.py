@@ -23,7 +23,8 @@ class LoadSettings:
     vae: str = setting("from base")
     """The VAE file. "from base" takes it from the all-in-one file or diffusers folder."""
     precision: str = setting("bf16", choices=PRECISIONS)
-    """Precision of the frozen base and of the computation. fp32 is exact and takes twice the memory; adapters are
+    """Precision of the frozen base and of the computation. fp32 is exact and takes twice the memory of bf16; fp8 and
+    int8 take half: fp8 computes in 8 bits from RTX 40 on, int8 from RTX 30 on and with a smaller error. Adapters are
     float32 always."""
     text_attention: str = setting("comfyui", choices=TEXT_ATTENTIONS)
     """How Gemma2 computes attention: "comfyui" as ComfyUI does when you generate (no soft cap), "original" as diffusers

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -67,14 +67,28 @@ def check_storage(what: str, plan: Plan) -> None:
                 )
 
 
-def fill_parameters(module: nn.Module, plan: Plan, *, device: torch.device, dtype: torch.dtype) -> None:
-    """Give every parameter of a module its weight, straight from the file to the device.
+def set_parameter(module: nn.Module, name: str, weight: Tensor) -> None:
+    """Make a tensor the frozen parameter of that name."""
+    owner, _, attribute = name.rpartition(".")
+    setattr(module.get_submodule(owner), attribute, nn.Parameter(weight, requires_grad=False))
+
+
+def fill_parameters(
+    module: nn.Module,
+    plan: Plan,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    place: Callable[[nn.Module, str, Tensor], None] = set_parameter,
+) -> None:
+    """Give every parameter of a module its weight, straight from the file to the device, one after another.
 
     Args:
         module: On the meta device.
         plan: The stored tensors of each parameter.
         device: Where the parameters go.
-        dtype: What they are stored as.
+        dtype: What they are read as.
+        place: Puts each into the module.
     """
     with WeightReader(entry for entries in plan.values() for entry in entries) as reader:
         # In the order of the file, so that a hard disk reads it once from end to end.
@@ -82,8 +96,8 @@ def fill_parameters(module: nn.Module, plan: Plan, *, device: torch.device, dtyp
             weight = torch.empty(module.get_parameter(name).shape, device=device, dtype=dtype)
             for entry, rows in zip(entries, _split_rows(weight, entries), strict=True):
                 reader.read(entry, rows)
-            owner, _, attribute = name.rpartition(".")
-            setattr(module.get_submodule(owner), attribute, nn.Parameter(weight, requires_grad=False))
+            place(module, name, weight)
+            del weight, rows  # before memory for the next one is asked for
 
 
 def _split_rows(weight: Tensor, entries: Sequence[TensorEntry]) -> Sequence[Tensor]:

@@ -96,7 +96,7 @@ class TrainingSession:
             seed=plan.seed,
             noise=plan.noise,
             axes_dims=self.transformer.config.axes_dims,
-            shapes=ShapeLimiter(self.transformer.config, self.device, PRECISIONS[plan.precision]),
+            shapes=ShapeLimiter(self.transformer.config, self.device, PRECISIONS[plan.precision].dtype),
         )
         return Prefetcher(
             (lambda position: builder.build(position).pinned()) if is_cuda else builder.build,
