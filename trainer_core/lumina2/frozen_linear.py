@@ -44,16 +44,14 @@ class FrozenLayer(NamedTuple):
         return out_SO.addmm_(inner_SR, self.lora_B_OR.to(x_SI.dtype).t(), alpha=self.scaling), inner_SR
 
     def inner_gradient(self, grad_SO: Tensor) -> Tensor | None:
-        """Gradient of x A^T, [S, R]."""
-        if self.lora_B_OR is None:
-            return None
-        return grad_SO @ (self.lora_B_OR * self.scaling).to(grad_SO.dtype)
+        """Gradient of x A^T without the scaling, [S, R]."""
+        return None if self.lora_B_OR is None else grad_SO @ self.lora_B_OR.to(grad_SO.dtype)
 
     def add_input_gradient(self, grad_SI: Tensor, grad_inner_SR: Tensor | None) -> Tensor:
         """Add the update's part to the gradient of x, in place."""
         if self.lora_A_RI is None or grad_inner_SR is None:
             return grad_SI
-        return grad_SI.addmm_(grad_inner_SR, self.lora_A_RI.to(grad_SI.dtype))
+        return grad_SI.addmm_(grad_inner_SR, self.lora_A_RI.to(grad_SI.dtype), alpha=self.scaling)
 
     def factor_gradients(
         self, x_SI: Tensor | None, inner_SR: Tensor | None, grad_SO: Tensor, grad_inner_SR: Tensor | None
@@ -62,8 +60,14 @@ class FrozenLayer(NamedTuple):
         if self.lora_A_RI is None or self.lora_B_OR is None:
             return None, None
         assert x_SI is not None and inner_SR is not None and grad_inner_SR is not None, "the update was not computed"
-        grad_A = (grad_inner_SR.t() @ x_SI).to(self.lora_A_RI.dtype)
-        return grad_A, (grad_SO.t() @ inner_SR).to(self.lora_B_OR.dtype) * self.scaling
+        grad_A = _scaled_product(grad_inner_SR.t(), x_SI, self.scaling)
+        grad_B = _scaled_product(grad_SO.t(), inner_SR, self.scaling)
+        return grad_A.to(self.lora_A_RI.dtype), grad_B.to(self.lora_B_OR.dtype)
+
+
+def _scaled_product(a: Tensor, b: Tensor, scaling: float) -> Tensor:
+    """scaling * a b, in one kernel."""
+    return torch.addmm(a.new_empty(1), a, b, beta=0, alpha=scaling)
 
 
 @runtime_checkable

@@ -25,8 +25,8 @@ MAX_GRAPHS = 8
 """Each also holds some MB of kernel arguments."""
 NUM_EAGER_PASSES = 2
 """Passes of a shape before it is captured; the first compiles kernels, the second is timed."""
-HOST_BOUND = 0.8
-"""Share of a pass that Python needs to start it, beyond which a graph pays."""
+HOST_BOUND = 0.6
+"""Share of a pass that Python needs to start it, beyond which a graph pays; its pace varies, as it builds batches too."""
 
 Differentiate = Callable[[NoisyBatch], Tensor]
 """Adds the gradients of a batch to the parameters' .grad, and returns the loss of each sample [B], detached."""
@@ -59,6 +59,7 @@ class GraphedPass:
         self._num_passes: Counter[Any] = Counter()
         self._captured: dict[Any, _Captured] = {}
         self._host_share: dict[Any, float] = {}
+        self._num_bytes: dict[Any, int] = {}
         self._gradients: list[Tensor] = []
         self._pool: Any = None
 
@@ -86,15 +87,24 @@ class GraphedPass:
         if self._num_passes[key] != NUM_EAGER_PASSES:
             return self._differentiate(batch)
         torch.cuda.synchronize(self._device)
+        before = torch.cuda.memory_allocated(self._device)
         started = time.perf_counter()
         loss_B = self._differentiate(batch)
         issued = time.perf_counter()
         torch.cuda.synchronize(self._device)
         self._host_share[key] = (issued - started) / (time.perf_counter() - started)
+        self._num_bytes[key] = torch.cuda.max_memory_allocated(self._device) - before
         return loss_B
 
     def _is_worth_capturing(self, key: Any) -> bool:
-        return len(self._captured) < MAX_GRAPHS and self._host_share.get(key, 0.0) > HOST_BOUND
+        is_slow = self._host_share.get(key, 0.0) > HOST_BOUND and len(self._captured) < MAX_GRAPHS
+        return is_slow and self._has_room(self._num_bytes[key])
+
+    def _has_room(self, num_bytes: int) -> bool:
+        """What a graph uses stays its own, so passes without a graph need as much again."""
+        free, _ = torch.cuda.mem_get_info(self._device)
+        unused = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
+        return free + unused > 2 * num_bytes
 
     def _capture(self, batch: NoisyBatch) -> _Captured:
         started = time.perf_counter()
