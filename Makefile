@@ -29,7 +29,7 @@ check: install types
 types: install
 	mkdir -p .types
 	ln -sfn .. .types/lumina2_trainer
-	cd .types && ../$(BIN)/mypy --config-file ../pyproject.toml -p lumina2_trainer.trainer_core -p lumina2_trainer.nodes
+	cd .types && ../$(BIN)/mypy --config-file ../pyproject.toml -p lumina2_trainer.trainer_core -p lumina2_trainer.nodes -p lumina2_trainer.benchmarks
 
 clean:
 	rm -rf $(VENV) .types build *.egg-info

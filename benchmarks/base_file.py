@@ -124,7 +124,7 @@ def _write_header(file: BufferedWriter, shapes: Shapes, tokenizer_size: int) -> 
 
 
 def _to_bytes(values: torch.Tensor) -> memoryview:
-    return memoryview(values.to(torch.bfloat16).view(torch.uint8).numpy())
+    return values.to(torch.bfloat16).view(torch.uint8).numpy().data
 
 
 def _ones(shape: tuple[int, ...]) -> Iterator[memoryview]:

@@ -13,15 +13,12 @@ from __future__ import annotations
 
 import argparse
 import json
-import sys
 import tempfile
 import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.processes import MACHINE_SCRIPT, headline, run_alone, write_report
+from lumina2_trainer.benchmarks.processes import MACHINE_SCRIPT, headline, run_alone, write_report
 
 TIMEOUT_SECONDS = 600
 NUM_LAYERS = 1
@@ -47,9 +44,10 @@ def main() -> None:
     if options.tiny:
         options.resolution = 128
     if options.only:
-        from benchmarks.cache_sides import measure_side
+        from lumina2_trainer.benchmarks.cache_sides import measure_side
 
-        print(json.dumps(measure_side(*options.only, options.scratch, options.resolution)))
+        kind, side = options.only
+        print(json.dumps(measure_side(kind, side, options.scratch, options.resolution)))
         return
     with tempfile.TemporaryDirectory(prefix="cache-rate-", dir=options.scratch) as work:
         options.scratch = options.scratch or Path(work)
@@ -58,7 +56,7 @@ def main() -> None:
 
 def compare(options: argparse.Namespace, work: Path) -> None:
     """Write what is read, and measure both sides of each kind."""
-    from benchmarks.cache_sides import MAX_DIFFERENCE, SIDES, compare_outputs, prepare
+    from lumina2_trainer.benchmarks.cache_sides import MAX_DIFFERENCE, SIDES, compare_outputs, prepare
 
     machine = run_alone(MACHINE_SCRIPT, [], TIMEOUT_SECONDS)
     print(headline(machine) if "error" not in machine else machine["error"], flush=True)

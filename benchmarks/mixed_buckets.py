@@ -18,9 +18,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.processes import MACHINE_SCRIPT, headline, run_alone, write_report
+from lumina2_trainer.benchmarks.processes import MACHINE_SCRIPT, headline, run_alone, write_report
 
 RUNS = ("mixed", "fixed")
 NUM_BUCKETS = 9
@@ -100,11 +98,10 @@ def format_row(name: str, result: dict[str, Any]) -> str:
 def run(options: argparse.Namespace) -> dict[str, Any]:
     """One run, in this process: seconds of steps, and what was compiled."""
     import torch
-
-    from benchmarks.cases import SIZES
-    from benchmarks.compiles import CompileCounter
-    from benchmarks.shapes import fixed_samples, mean_num_tokens, mixed_samples
-    from benchmarks.trainers import ours
+    from lumina2_trainer.benchmarks.cases import SIZES
+    from lumina2_trainer.benchmarks.compiles import CompileCounter
+    from lumina2_trainer.benchmarks.shapes import fixed_samples, mean_num_tokens, mixed_samples
+    from lumina2_trainer.benchmarks.trainers import ours
 
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     config = SIZES["demo" if options.tiny else "full"]

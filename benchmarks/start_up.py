@@ -19,9 +19,7 @@ import time
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.processes import MACHINE_SCRIPT, headline, run_alone, write_report
+from lumina2_trainer.benchmarks.processes import MACHINE_SCRIPT, headline, run_alone, write_report
 
 TIMEOUT_SECONDS = 600
 NUM_LAYERS = 26
@@ -40,7 +38,7 @@ def main() -> None:
     parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.only:
-        from benchmarks.first_step import PARTS
+        from lumina2_trainer.benchmarks.first_step import PARTS
 
         part, started = options.only
         print(json.dumps(PARTS[part](options.scratch, options.precision, float(started))))
@@ -53,10 +51,9 @@ def main() -> None:
 
 def measure(options: argparse.Namespace, work: Path) -> None:
     """Prepare, and time the first step from a cold and from a warm file."""
+    from lumina2_trainer.benchmarks.base_file import ensure_base_file
+    from lumina2_trainer.benchmarks.first_step import prepare
     from lumina2_trainer.trainer_core.lumina2.base_files import DEMO_MODEL_PATH
-
-    from benchmarks.base_file import ensure_base_file
-    from benchmarks.first_step import prepare
 
     machine = run_alone(MACHINE_SCRIPT, [], TIMEOUT_SECONDS)
     print(headline(machine) if "error" not in machine else machine["error"], flush=True)

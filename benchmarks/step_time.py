@@ -17,13 +17,11 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.cases import CASES
-from benchmarks.material import Checkouts, Setup
-from benchmarks.processes import MACHINE_SCRIPT, headline, run_alone, write_report
-from benchmarks.table import COLUMNS, format_row
-from benchmarks.trainers import NEED_CHECKOUT, TRAINER_NAMES, TRAINERS
+from lumina2_trainer.benchmarks.cases import CASES
+from lumina2_trainer.benchmarks.material import Checkouts, Setup
+from lumina2_trainer.benchmarks.processes import MACHINE_SCRIPT, headline, run_alone, write_report
+from lumina2_trainer.benchmarks.table import COLUMNS, format_row
+from lumina2_trainer.benchmarks.trainers import NEED_CHECKOUT, TRAINER_NAMES, TRAINERS
 
 TIMEOUT_SECONDS = 240
 
@@ -39,7 +37,8 @@ def main() -> None:
     options = parser.parse_args()
     checkouts = Checkouts(comfyui=options.comfyui, sd_scripts=options.sd_scripts)
     if options.only:
-        print(json.dumps(measure(*options.only, checkouts)))
+        trainer, case = options.only
+        print(json.dumps(measure(trainer, case, checkouts)))
         return
     unknown = [name for name in options.cases if name not in CASES]
     if unknown:
@@ -85,8 +84,7 @@ def checkout_options(checkouts: Checkouts) -> list[str]:
 def measure(trainer: str, case_name: str, checkouts: Checkouts) -> dict[str, Any]:
     """One measurement, in this process."""
     import torch
-
-    from benchmarks.measure import measure_steps
+    from lumina2_trainer.benchmarks.measure import measure_steps
 
     case = CASES[case_name]
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
