@@ -9,7 +9,19 @@ class Lumina2TrainerExtension(ComfyExtension):
     """Called by ComfyUI once, while it starts."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        from . import caches, dataset, inference, load, routes, save_adapter, settings_nodes, train_lora, validate
+        from . import (
+            caches,
+            dataset,
+            inference,
+            load,
+            routes,
+            save_adapter,
+            save_model,
+            settings_nodes,
+            train_full,
+            train_lora,
+            validate,
+        )
 
         routes.add_routes()
         return [
@@ -18,8 +30,10 @@ class Lumina2TrainerExtension(ComfyExtension):
             caches.CacheLatents,
             caches.CacheTextEmbeds,
             train_lora.TrainLoRA,
+            train_full.TrainFullModel,
             validate.Validate,
             save_adapter.SaveAdapter,
+            save_model.SaveModel,
             inference.Lumina2ForInference,
             settings_nodes.LoRASettings,
             settings_nodes.OptimizerSettings,

@@ -150,6 +150,7 @@ def build_context(*, hidden: Any = None, talk: _Conversation | None = None) -> S
     return StepContext(
         output_dir=output_dir,
         loras_dir=Path(folder_paths.get_folder_paths("loras")[0]),
+        model_output_dirs={kind: _output_folder(kind) for kind in BASE_KINDS},
         device=memory.get_torch_device(),
         roots=(Path(folder_paths.get_input_directory()), *_folders(DATASETS_KIND)),
         model_dirs={kind: _folders(kind) for kind in MODEL_KINDS},
@@ -164,6 +165,12 @@ def _folders(kind: str) -> tuple[Path, ...]:
     if kind not in folder_paths.folder_names_and_paths:
         return ()
     return tuple(Path(path) for path in folder_paths.get_folder_paths(kind))
+
+
+def _output_folder(kind: str) -> Path:
+    """The folder of the kind's own name: the first one may be of an older name, such as unet for diffusion_models."""
+    folders = _folders(kind)
+    return next((folder for folder in folders if folder.name == kind), folders[0])
 
 
 def _workflow_of(hidden: Any) -> str:
@@ -248,10 +255,10 @@ def count_lost_caches(folder: str) -> int:
     return FILES.count_lost(folder)
 
 
-def watch_run(run_name: str, adapter_path: str) -> None:
+def watch_run(run_name: str, final_path: str) -> None:
     """Remember a finished run that a node's output points to."""
     for topic in (run_topic(run_name), ANY_RUN):
-        FILES.add(topic, Path(adapter_path))
+        FILES.add(topic, Path(final_path))
 
 
 def count_lost_runs(run_name: str | None) -> int:

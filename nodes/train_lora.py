@@ -13,6 +13,7 @@ from ..trainer_core.lumina2.model_files import Lumina2Model
 from . import host, sockets
 from .host_values import read_lora, to_loss_map
 from .pictures import read_images
+from .train_schema import data_inputs, report_outputs, settings_inputs
 from .widgets import build_widgets
 
 
@@ -30,27 +31,12 @@ class TrainLoRA(io.ComfyNode):
                 " the same job again resumes it, and a finished job returns at once."
             ),
             inputs=[
-                sockets.Lumina2Model.Input("model", tooltip="From Load Lumina2."),
-                sockets.Latents.Input("latents", tooltip="From Cache Latents."),
-                sockets.Embeds.Input("embeds", tooltip="From Cache Text Embeds."),
+                *data_inputs(),
                 *build_widgets(TrainLoRASettings),
                 sockets.AdapterSettings.Input(
                     "adapter_settings", optional=True, tooltip="From LoRA Settings: which layers are adapted."
                 ),
-                sockets.OptimizerSettings.Input(
-                    "optimizer_settings",
-                    optional=True,
-                    tooltip="From Optimizer: learning-rate schedule, weight decay, gradient accumulation.",
-                ),
-                sockets.NoiseSchedule.Input(
-                    "noise_schedule", optional=True, tooltip="From Noise Schedule: which noise levels are trained on."
-                ),
-                sockets.ValidationPrompts.Input(
-                    "validation", optional=True, tooltip="From Validation Prompts: pictures drawn during training."
-                ),
-                sockets.Checkpoints.Input(
-                    "checkpoints", optional=True, tooltip="From Checkpoints: how often the run is written to disk."
-                ),
+                *settings_inputs(),
             ],
             outputs=[
                 sockets.Adapter.Output(
@@ -59,11 +45,7 @@ class TrainLoRA(io.ComfyNode):
                 io.LoraModel.Output(
                     display_name="lora_model", tooltip="The weights, for ComfyUI's Load LoRA Model and Save LoRA."
                 ),
-                io.LossMap.Output(display_name="loss_map", tooltip="The loss of each step, for ComfyUI's loss graph."),
-                io.Image.Output(
-                    display_name="validation_images",
-                    tooltip="Pictures of the last validation; one small black picture if there was none.",
-                ),
+                *report_outputs(),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,

@@ -28,6 +28,9 @@ class StepContext:
     """Where Save Adapter puts its files."""
     device: torch.device
     """Where models run."""
+    model_output_dirs: Mapping[str, Path] = field(default_factory=dict)
+    """Where Save Model puts models of a kind (checkpoints, diffusion_models, diffusers); below the output folder if
+    it is not said."""
     roots: tuple[Path, ...] = ()
     """Folders that datasets may lie in; the demo folder is always one."""
     model_dirs: Mapping[str, tuple[Path, ...]] = field(default_factory=dict)
@@ -50,6 +53,10 @@ class StepContext:
     def cache_dir(self) -> Path:
         """Parent of the latent and text caches."""
         return self.runs_dir / "cache"
+
+    def model_output_dir(self, kind: str) -> Path:
+        """Where models of a kind are saved."""
+        return self.model_output_dirs.get(kind, self.output_dir / kind)
 
     def resolve_inside_roots(self, path: str, what: str) -> Path:
         """The real path of something a workflow names, if it lies in an allowed folder.

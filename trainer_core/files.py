@@ -43,6 +43,20 @@ def write_json_atomically(path: Path, content: Mapping[str, Any]) -> None:
     write_bytes_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
 
 
+def find_free_path(folder: Path, name: str, ending: str) -> Path:
+    """A path that is not taken: a number is added to the name.
+
+    Args:
+        folder: It may be missing.
+        name: A file name, see `settings.check_file_name`.
+        ending: Such as ".safetensors"; empty for a folder.
+    """
+    number = 1
+    while (path := folder / f"{name}_{number:05d}{ending}").exists():
+        number += 1
+    return path
+
+
 @dataclass(frozen=True, kw_only=True)
 class StoredTensor:
     """A tensor that is made only when it is written, so that a large file needs little memory."""

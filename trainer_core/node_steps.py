@@ -9,7 +9,7 @@ from typing import Any
 from . import steps
 from .adapters.lora import LoRASettings
 from .data.folder import DatasetFolderSettings
-from .job import TrainLoRASettings
+from .job import TrainFullSettings, TrainLoRASettings
 from .lumina2.model_files import LoadSettings
 from .lumina2.timesteps import NoiseSettings
 from .training.settings import CheckpointSettings, OptimizerSettings
@@ -61,11 +61,20 @@ NODE_STEPS: dict[str, NodeStep] = {
         ),
         outputs=("adapter", None, None, None),
     ),
+    "Lumina2TrainFull": NodeStep(
+        settings=TrainFullSettings,
+        run=steps.train_full,
+        sockets=("model", "latents", "embeds", "optimizer_settings", "noise_schedule", "validation", "checkpoints"),
+        outputs=("model", None, None),
+    ),
     "Lumina2Validate": NodeStep(
         settings=ValidateSettings, run=steps.validate, sockets=("model", "adapter"), outputs=(None, None)
     ),
     "Lumina2SaveAdapter": NodeStep(
         settings=steps.SaveAdapterSettings, run=steps.save_adapter, sockets=("adapter",), outputs=(None,)
+    ),
+    "Lumina2SaveModel": NodeStep(
+        settings=steps.SaveModelSettings, run=steps.save_model, sockets=("model",), outputs=(None,)
     ),
     "Lumina2LoRASettings": NodeStep(settings=LoRASettings),
     "Lumina2Optimizer": NodeStep(settings=OptimizerSettings),

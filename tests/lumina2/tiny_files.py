@@ -32,13 +32,14 @@ SENTENCES = [
 
 @functools.cache
 def train_spiece() -> bytes:
-    """A SentencePiece model with Gemma's special tokens (pad 0, eos 1, bos 2, unk 3) and byte fallback."""
+    """A SentencePiece model of Gemma's kind: byte pairs with byte fallback, and pad 0, eos 1, bos 2, unk 3."""
     import sentencepiece
 
     model = io.BytesIO()
     sentencepiece.SentencePieceTrainer.train(
         sentence_iterator=iter(SENTENCES * 20),
         model_writer=model,
+        model_type="bpe",
         vocab_size=VOCAB_SIZE,
         hard_vocab_limit=False,
         byte_fallback=True,

@@ -12,7 +12,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import TrainerError
-from ..files import write_safetensors_atomically
+from ..files import find_free_path, write_safetensors_atomically
 from ..lumina2.name_map import to_diffusers_modules
 from ..settings import check_file_name
 
@@ -95,15 +95,8 @@ def write_adapter(adapter: AdapterFile, folder: Path, name: str, adapter_format:
         dtype: Key of ADAPTER_DTYPES.
     """
     tensors = ADAPTER_FORMATS[adapter_format](adapter.tensors)
-    path = _free_path(folder, name)
+    check_file_name("name", name)
+    path = find_free_path(folder, name, ".safetensors")
     cast = {key: tensor.to(ADAPTER_DTYPES[dtype]) for key, tensor in tensors.items()}
     write_safetensors_atomically(path, cast, {**adapter.metadata, "modelspec.title": path.stem})
-    return path
-
-
-def _free_path(folder: Path, name: str) -> Path:
-    check_file_name("name", name)
-    number = 1
-    while (path := folder / f"{name}_{number:05d}.safetensors").exists():
-        number += 1
     return path

@@ -9,12 +9,14 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ..files import write_safetensors_atomically
+from ..files import StoredTensor, write_safetensors_atomically
 from .checkpoint import ALL_IN_ONE_PREFIX, AXES_DIMS_KEY
 from .text_files import ALL_IN_ONE_TEXT_PREFIX, ALL_IN_ONE_TOKENIZER_NAME
 from .transformer import Lumina2Transformer
 from .vae import ALL_IN_ONE_VAE_PREFIX
 from .vae_names import to_ldm_state_dict
+
+AnyTensor = Tensor | StoredTensor
 
 
 def save_all_in_one(
@@ -36,9 +38,25 @@ def save_all_in_one(
         vae_state: A diffusers AutoencoderKL's weights.
         metadata: Added to the file's metadata; the head's axes are written by themselves.
     """
-    tensors = {f"{ALL_IN_ONE_PREFIX}{name}": tensor for name, tensor in transformer.state_dict().items()}
-    tensors.update({f"{ALL_IN_ONE_TEXT_PREFIX}{name}": tensor for name, tensor in text_encoder_state.items()})
-    tensors[ALL_IN_ONE_TOKENIZER_NAME] = torch.frombuffer(bytearray(spiece_bytes), dtype=torch.uint8)
-    tensors.update({f"{ALL_IN_ONE_VAE_PREFIX}{name}": tensor for name, tensor in to_ldm_state_dict(vae_state).items()})
+    tensors = join_parts(transformer.state_dict(), text_encoder_state, spiece_bytes, to_ldm_state_dict(vae_state))
     axes = {AXES_DIMS_KEY: json.dumps(list(transformer.config.axes_dims))}
     write_safetensors_atomically(path, tensors, {**metadata, **axes})
+
+
+def join_parts(
+    transformer: Mapping[str, AnyTensor],
+    text_encoder: Mapping[str, AnyTensor],
+    spiece_bytes: bytes,
+    vae: Mapping[str, AnyTensor],
+) -> dict[str, AnyTensor]:
+    """All tensors of the file.
+
+    Args:
+        transformer: By native names.
+        text_encoder: By transformers' names.
+        spiece_bytes: The SentencePiece model's file.
+        vae: By LDM names.
+    """
+    parts = {ALL_IN_ONE_PREFIX: transformer, ALL_IN_ONE_TEXT_PREFIX: text_encoder, ALL_IN_ONE_VAE_PREFIX: vae}
+    tensors = {f"{prefix}{name}": tensor for prefix, part in parts.items() for name, tensor in part.items()}
+    return {**tensors, ALL_IN_ONE_TOKENIZER_NAME: torch.frombuffer(bytearray(spiece_bytes), dtype=torch.uint8)}

@@ -36,7 +36,7 @@ def check_vae(path: Path) -> None:
     Raises:
         TrainerError: It is not a whole Flux-like VAE.
     """
-    _inspect(path)
+    inspect_vae(path)
 
 
 def load_vae(path: Path, *, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
@@ -50,7 +50,7 @@ def load_vae(path: Path, *, device: torch.device, dtype: torch.dtype) -> Autoenc
     Raises:
         TrainerError: It is not a whole Flux-like VAE.
     """
-    vae, plan = _inspect(path)
+    vae, plan = inspect_vae(path)
     fill_parameters(vae, {name: [entry] for name, entry in plan.items()}, device=device, dtype=dtype)
     return vae.eval().requires_grad_(False)
 
@@ -85,8 +85,12 @@ def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     return ((vae.decode(z.to(vae.dtype)).sample.float() + 1) / 2).clamp(0, 1)
 
 
-def _inspect(path: Path) -> tuple[AutoencoderKL, dict[str, TensorEntry]]:
-    """The VAE on the meta device, and the stored tensor of each of its parameters."""
+def inspect_vae(path: Path) -> tuple[AutoencoderKL, dict[str, TensorEntry]]:
+    """The VAE on the meta device, and the stored tensor of each of its parameters (diffusers' names).
+
+    Raises:
+        TrainerError: It is not a whole Flux-like VAE.
+    """
     what = f"vae {path.name}"
     stored = {to_ldm_name(name): entry for name, entry in _read_entries(path).items()}
     vae = _build_on_meta(what, {name: entry.shape for name, entry in stored.items()})

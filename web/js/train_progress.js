@@ -1,4 +1,4 @@
-// Puts the progress widget on Train LoRA and keeps it up to date.
+// Puts the progress widget on the Train nodes and keeps it up to date.
 
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
@@ -7,7 +7,7 @@ import { emptyView, viewAfterEvent, viewFromState } from "./run_view.js";
 import { stringsFor } from "./strings.js";
 import { addStyles } from "./styles.js";
 
-const NODE_TYPES = ["Lumina2TrainLoRA"];
+const NODE_TYPES = ["Lumina2TrainLoRA", "Lumina2TrainFull"];
 const EVENT_KINDS = ["progress", "validation", "checkpoint", "finished", "failed"];
 const HEIGHT = 300;
 const NODE_WIDTH = 360;

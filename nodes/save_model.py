@@ -1,0 +1,40 @@
+"""Save Model: writes a model to ComfyUI's model folders."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from comfy_api.latest import io
+
+from ..trainer_core import steps
+from ..trainer_core.lumina2.model_files import Lumina2Model
+from . import host, sockets
+from .widgets import build_widgets
+
+
+class SaveModel(io.ComfyNode):
+    """Writes a model under a new name."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Lumina2SaveModel",
+            display_name="Save Model (Lumina2)",
+            category="Lumina2 Trainer",
+            description="Writes the model to ComfyUI's model folders under a new name. Press R to see it in loaders.",
+            inputs=[
+                sockets.Lumina2Model.Input(
+                    "model", tooltip="From Train Full Model, or from Load Lumina2 to convert it."
+                ),
+                *build_widgets(steps.SaveModelSettings),
+            ],
+            outputs=[io.String.Output(display_name="path", tooltip="The file or folder written.")],
+            hidden=[io.Hidden.unique_id],
+            is_output_node=True,
+        )
+
+    @classmethod
+    def execute(cls, model: Lumina2Model, **widgets: Any) -> io.NodeOutput:
+        with host.running_step(cls.hidden, uses_device=False) as context:
+            text = str(steps.save_model(steps.SaveModelSettings(**widgets), model=model, context=context))
+            return io.NodeOutput(text, ui={"text": [text]})
