@@ -4,10 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lumina2_trainer.trainer_core.adapters.lora import LoRASettings, attach_lora
 from lumina2_trainer.trainer_core.lumina2.attention import Segments, attend
-from lumina2_trainer.trainer_core.lumina2.recompute import RecomputeBlocks
-from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Transformer, keep_activations, patchify, unpatchify
+from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Transformer, patchify, unpatchify
 
 from .diffusers_reference import diffusers_transformer, run_diffusers
 from .tiny_models import CPU, TINY, random_samples, relative_error, run_packed, tiny_transformer
@@ -42,41 +40,6 @@ def test_gradients_of_a_packed_batch_equal_those_of_single_samples() -> None:
     for name, parameter in transformer.named_parameters():
         assert parameter.grad is not None, name
         assert relative_error(packed[name], parameter.grad) <= 1e-4, name
-
-
-@pytest.mark.parametrize("feed_slice", [None, 16])
-@pytest.mark.parametrize("num_recomputed", [3, 100])
-def test_recomputed_blocks_give_the_same_gradients(num_recomputed: int, feed_slice: int | None) -> None:
-    transformer = tiny_transformer()
-    latents, embeds, timesteps_B = random_samples(DIFFERENT)
-    gradients = []
-    for run_block in (keep_activations, RecomputeBlocks(num_recomputed=num_recomputed, feed_slice=feed_slice)):
-        transformer.zero_grad()
-        transformer.run_block = run_block
-        torch.cat(
-            [out.flatten() for out in run_packed(transformer, latents, embeds, timesteps_B)]
-        ).square().mean().backward()
-        gradients.append([p.grad.clone() for p in transformer.parameters() if p.grad is not None])
-    assert len(gradients[0]) == len(list(transformer.parameters()))
-    tolerance = 0 if feed_slice is None else 1e-5
-    torch.testing.assert_close(gradients[1], gradients[0], rtol=tolerance, atol=tolerance)
-
-
-def test_recomputed_blocks_repeat_dropout() -> None:
-    gradients = []
-    for run_block in (keep_activations, RecomputeBlocks(num_recomputed=100)):
-        transformer = tiny_transformer()
-        parameters = attach_lora(transformer.train(), LoRASettings(dropout=0.5), rank=2, alpha=2.0, seed=0)
-        for parameter in parameters.values():
-            parameter.data.fill_(0.1)
-        transformer.run_block = run_block
-        torch.manual_seed(5)
-        latents, embeds, timesteps_B = random_samples(DIFFERENT)
-        torch.cat(
-            [out.flatten() for out in run_packed(transformer, latents, embeds, timesteps_B)]
-        ).square().mean().backward()
-        gradients.append([p.grad for p in parameters.values()])
-    torch.testing.assert_close(gradients[1], gradients[0], rtol=0, atol=0)
 
 
 def test_another_sample_in_the_batch_changes_nothing() -> None:

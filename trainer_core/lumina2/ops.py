@@ -49,7 +49,8 @@ def residual_norm(
         x_SD: The residual stream.
         sample_index_S: [S] int64, the sample of each token: which row of gate and scale it takes.
         eps: Of both norms.
-        branch_SD: Output of attention or MLP; without one, x_out is x.
+        branch_SD: Output of attention or MLP, which nothing else may read: on CUDA the backward pass may overwrite it.
+            Without one, x_out is x.
         branch_weight_D: Weight of the branch's norm.
         gate_BD: Before tanh; without one, the branch is added whole.
         next_weight_D: Weight of the next layer's norm; without one, h_out is x_out.
@@ -119,10 +120,11 @@ class _ResidualNorm(torch.autograd.Function):
         if next_weight is None and grad_h_out is not None:  # h_out was x_out
             grad_x_out = grad_h_out if grad_x_out is None else grad_x_out + grad_h_out
             grad_h_out = None
-        grad_x, grad_branch = kernel.backward(
-            grad_x_out, grad_h_out, x_out, branch, branch_weight, gate, next_weight, scale, sample_index, ctx.eps
-        )
         _, _, needs_branch_weight, needs_gate, needs_next_weight, needs_scale, *_ = ctx.needs_input_grad
+        arguments = (branch, branch_weight, gate, next_weight, scale, sample_index, ctx.eps)
+        grad_x, grad_branch = kernel.backward(
+            grad_x_out, grad_h_out, x_out, *arguments, keeps_branch=needs_branch_weight or needs_gate
+        )
         grad_branch_weight = grad_gate = grad_next_weight = grad_scale = None
         if needs_branch_weight or needs_gate:
             grad_branch_weight, grad_gate = _branch_parameter_grads(

@@ -1,21 +1,22 @@
 """Running blocks without keeping their activations: each is computed again when the backward pass reaches it.
 
-The second computation of the MLP takes a slice of the tokens at a time and runs its backward pass at once, so the
-widest activations of the network exist for one slice only. Nothing is computed more than twice.
+The second computation goes back stage by stage, and through the MLP a slice of the tokens at a time, so that no
+activation outlives its use and the widest ones exist for one slice only. Nothing is computed more than twice.
 
 Shape suffixes: S tokens, D width, B samples, P size of the time embedding.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
+from collections.abc import Iterator, MutableMapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
+from weakref import WeakKeyDictionary
 
 import torch
 from torch import Tensor
 
+from .conditions import Conditions, draws_random_numbers
 from .layout import TokenStream
 from .transformer import Block, Modulation
 
@@ -27,16 +28,28 @@ class RecomputeBlocks:
     num_recomputed: int
     """How many blocks, the first ones, are computed again."""
     feed_slice: int | None = None
-    """Most tokens in a slice of a recomputed MLP; None takes all at once."""
+    """Most tokens in a slice of a recomputed MLP; None takes all at once. Not for training the MLP's own weights, whose
+    gradients would come in parts."""
+    _is_random: MutableMapping[Block, dict[bool, bool]] = field(default_factory=WeakKeyDictionary)
+    """By block and its mode, training or not: whether it draws random numbers. Looking takes a millisecond."""
 
     def __call__(
         self, index: int, block: Block, x_SD: Tensor, stream: TokenStream, time_embed_BP: Tensor | None
     ) -> Tensor:
-        if index >= self.num_recomputed or not torch.is_grad_enabled():
+        if index >= self.num_recomputed:
             return block(x_SD, stream, time_embed_BP)
+        if not torch.is_grad_enabled():
+            return _forward(block, x_SD, stream, time_embed_BP, self.feed_slice)
         # Autograd calls backward() only if an input asks for gradients, which those of the first block do not.
         anchor = torch.empty(0, device=x_SD.device, requires_grad=True)
-        return _RecomputedBlock.apply(anchor, x_SD, time_embed_BP, block, stream, self.feed_slice)
+        conditions = Conditions.now(x_SD.device, is_random=self._draws_random_numbers(block))
+        return _RecomputedBlock.apply(anchor, x_SD, time_embed_BP, block, stream, conditions, self.feed_slice)
+
+    def _draws_random_numbers(self, block: Block) -> bool:
+        known = self._is_random.setdefault(block, {})
+        if block.training not in known:
+            known[block.training] = draws_random_numbers(block)
+        return known[block.training]
 
 
 class _RecomputedBlock(torch.autograd.Function):
@@ -50,33 +63,70 @@ class _RecomputedBlock(torch.autograd.Function):
         time_embed_BP: Tensor | None,
         block: Block,
         stream: TokenStream,
+        conditions: Conditions,
         feed_slice: int | None,
     ) -> Tensor:
         ctx.save_for_backward(x_SD, time_embed_BP)
-        ctx.block, ctx.stream, ctx.feed_slice = block, stream, feed_slice
-        ctx.conditions = _Conditions.now(x_SD.device)
-        return block(x_SD, stream, time_embed_BP)
+        ctx.block, ctx.stream, ctx.conditions, ctx.feed_slice = block, stream, conditions, feed_slice
+        return _forward(block, x_SD, stream, time_embed_BP, feed_slice)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        block: Block = ctx.block
         x_SD, time_embed_BP = ctx.saved_tensors
         x_SD, time_embed_BP = _leaf(x_SD), None if time_embed_BP is None else _leaf(time_embed_BP)
         with torch.enable_grad(), ctx.conditions.restored():
-            modulation = block.modulate(time_embed_BP)
+            modulation = ctx.block.modulate(time_embed_BP)
             leaves = [None if m is None else _leaf(m) for m in modulation]
-            mid_SD, h_SD = block.attend(x_SD, ctx.stream, leaves)
-            grad_mid_SD, grad_h_SD = _feed_backward(
-                block, _leaf(mid_SD), _leaf(h_SD), ctx.stream.sample_index, leaves, grads[0], ctx.feed_slice
-            )
-        torch.autograd.backward([mid_SD, h_SD], [grad_mid_SD, grad_h_SD])
-        pairs = [
-            (m, leaf.grad) for m, leaf in zip(modulation, leaves, strict=True) if m is not None and leaf is not None
-        ]
-        wanted = [(m, grad) for m, grad in pairs if grad is not None]
-        if wanted:
-            torch.autograd.backward([m for m, _ in wanted], [grad for _, grad in wanted])
-        return None, x_SD.grad, None if time_embed_BP is None else time_embed_BP.grad, None, None, None
+            _go_back_through(ctx.block, x_SD, ctx.stream, leaves, _take_over(grads[0]), ctx.feed_slice)
+        _go_back(
+            [(m, leaf.grad) for m, leaf in zip(modulation, leaves, strict=True) if m is not None and leaf is not None]
+        )
+        return None, x_SD.grad, None if time_embed_BP is None else time_embed_BP.grad, None, None, None, None
+
+
+def _forward(
+    block: Block, x_SD: Tensor, stream: TokenStream, time_embed_BP: Tensor | None, feed_slice: int | None
+) -> Tensor:
+    """The block's output without a graph, in slices as in the backward pass: dropout must draw the same numbers."""
+    if feed_slice is None:
+        return block(x_SD, stream, time_embed_BP)
+    modulation = block.modulate(time_embed_BP)
+    x_SD, h_SD = block.attend(x_SD, stream, modulation)
+    for rows in slices(len(x_SD), feed_slice):
+        x_SD[rows] = block.feed(x_SD[rows], h_SD[rows], stream.sample_index[rows], modulation)
+    return x_SD
+
+
+def _go_back_through(
+    block: Block, x_SD: Tensor, stream: TokenStream, modulation: Modulation, grad_SD: Tensor, feed_slice: int | None
+) -> None:
+    """Compute a block again and add the gradients to x_SD, the modulation (leaves all) and the parameters.
+
+    Each stage has a graph of its own, from leaves that share memory with the results of the stage before, and is freed
+    when its gradients are known.
+    """
+    residual_SD, h_SD = block.enter(x_SD, stream, modulation)
+    h_leaf = _leaf(h_SD)
+    mixed_SD = block.attention.mix(h_leaf, stream)
+    mixed_leaf = _leaf(mixed_SD)
+    branch_SD = block.attention.out(mixed_leaf)
+    residual_leaf, branch_leaf = _leaf(residual_SD), _leaf(branch_SD)
+    mid_SD, fed_SD = block.join(residual_leaf, branch_leaf, stream, modulation)
+    grad_fed_SD = _feed_backward(block, mid_SD.detach(), fed_SD, stream.sample_index, modulation, grad_SD, feed_slice)
+    _go_back([(mid_SD, grad_SD), (fed_SD, grad_fed_SD)])  # the MLP is added to mid: their gradients are the same
+    del mid_SD, fed_SD, grad_SD, grad_fed_SD
+    _go_back([(branch_SD, branch_leaf.grad)])
+    del branch_SD, branch_leaf
+    _go_back([(mixed_SD, mixed_leaf.grad)])
+    del mixed_SD, mixed_leaf
+    _go_back([(residual_SD, residual_leaf.grad), (h_SD, h_leaf.grad)])
+
+
+def _go_back(pairs: Sequence[tuple[Tensor, Tensor | None]]) -> None:
+    """Run the backward pass from tensors and their gradients, as far as there are any."""
+    wanted = [(x, grad) for x, grad in pairs if grad is not None and x.requires_grad]
+    if wanted:
+        torch.autograd.backward([x for x, _ in wanted], [grad for _, grad in wanted])
 
 
 def _leaf(x: Tensor) -> Tensor:
@@ -84,30 +134,48 @@ def _leaf(x: Tensor) -> Tensor:
     return x.detach().requires_grad_(x.requires_grad)
 
 
-def _gradient(leaf: Tensor) -> Tensor:
-    assert leaf.grad is not None, "a part of a block passed no gradient on"
-    return leaf.grad
+def _take_over(grad: Tensor) -> Tensor:
+    """The gradient in a tensor that can be freed: autograd holds the one it gave us until the whole block is done.
+
+    Emptying that one is safe as long as nobody else was given it. Readers of a block's output, which are the next block
+    and index operations, all make a new gradient; one that did not would fail by its shape.
+    """
+    taken = grad.detach()
+    with torch.no_grad():
+        grad.set_()  # type: ignore[call-overload]
+    return taken
 
 
 def _feed_backward(
     block: Block,
     mid_SD: Tensor,
-    h_SD: Tensor,
+    fed_SD: Tensor,
     sample_index_S: Tensor,
     modulation: Modulation,
     grad_SD: Tensor,
     feed_slice: int | None,
-) -> tuple[Tensor, Tensor]:
-    """Compute the MLP again and go back through it, slice by slice; gradients of its two inputs, which are leaves."""
+) -> Tensor | None:
+    """Compute the MLP again and go back through it, slice by slice.
+
+    Args:
+        mid_SD: The residual stream before the MLP, not asking for a gradient.
+        fed_SD: Input of the MLP; with slices, its memory is given to the gradient.
+        grad_SD: Gradient of the block's output.
+
+    Returns:
+        Gradient of the MLP's input, if that asks for one.
+    """
     if feed_slice is None or feed_slice >= len(mid_SD):
-        torch.autograd.backward(block.feed(mid_SD, h_SD, sample_index_S, modulation), grad_SD)
-        return _gradient(mid_SD), _gradient(h_SD)
-    grad_mid_SD, grad_h_SD = torch.empty_like(mid_SD), torch.empty_like(h_SD)
+        leaf = _leaf(fed_SD)
+        _go_back([(block.feed(mid_SD, leaf, sample_index_S, modulation), grad_SD)])
+        return leaf.grad
+    fed = fed_SD.detach()
     for rows in slices(len(mid_SD), feed_slice):
-        mid, h = _leaf(mid_SD[rows]), _leaf(h_SD[rows])
-        torch.autograd.backward(block.feed(mid, h, sample_index_S[rows], modulation), grad_SD[rows])
-        grad_mid_SD[rows], grad_h_SD[rows] = _gradient(mid), _gradient(h)
-    return grad_mid_SD, grad_h_SD
+        leaf = fed[rows].requires_grad_(fed_SD.requires_grad)
+        _go_back([(block.feed(mid_SD[rows], leaf, sample_index_S[rows], modulation), grad_SD[rows])])
+        if leaf.grad is not None:
+            fed[rows] = leaf.grad
+    return fed if fed_SD.requires_grad else None
 
 
 def slices(length: int, size: int) -> Iterator[slice]:
@@ -115,35 +183,3 @@ def slices(length: int, size: int) -> Iterator[slice]:
     step = -(-length // -(-length // size))
     step = -(-step // 16) * 16
     return (slice(start, min(start + step, length)) for start in range(0, length, step))
-
-
-@dataclass(frozen=True, kw_only=True)
-class _Conditions:
-    """What the second computation must find as the first did: random numbers (for dropout) and autocast."""
-
-    device: torch.device
-    cpu_rng: Tensor
-    device_rng: Tensor | None
-    autocast_dtype: torch.dtype | None
-
-    @classmethod
-    def now(cls, device: torch.device) -> _Conditions:
-        is_cuda = device.type == "cuda"
-        is_autocast = torch.is_autocast_enabled(device.type)
-        return cls(
-            device=device,
-            cpu_rng=torch.get_rng_state(),
-            device_rng=torch.cuda.get_rng_state(device) if is_cuda else None,
-            autocast_dtype=torch.get_autocast_dtype(device.type) if is_autocast else None,
-        )
-
-    @contextmanager
-    def restored(self) -> Iterator[None]:
-        devices = [] if self.device_rng is None else [self.device]
-        with torch.random.fork_rng(devices=devices):
-            torch.set_rng_state(self.cpu_rng)
-            if self.device_rng is not None:
-                torch.cuda.set_rng_state(self.device_rng, self.device)
-            enabled = self.autocast_dtype is not None
-            with torch.autocast(self.device.type, dtype=self.autocast_dtype, enabled=enabled):
-                yield

@@ -9,7 +9,6 @@ H query heads, K key/value heads, E head size, C channels of a patch, P size of 
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import cast
@@ -20,10 +19,10 @@ from torch import Tensor, nn
 
 from .attention import attend
 from .feed_forward import feed_forward
+from .joint_tokens import join_tokens
 from .layout import TokenLayout, TokenStream
 from .ops import normalise_and_rotate, per_token, residual_norm
-
-TIME_FREQUENCIES = 256
+from .timestep_embedder import TimestepEmbedder
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -86,6 +85,10 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_size, config.norm_eps)
 
     def forward(self, x_SD: Tensor, stream: TokenStream) -> Tensor:
+        return self.out(self.mix(x_SD, stream))
+
+    def mix(self, x_SD: Tensor, stream: TokenStream) -> Tensor:
+        """All but the last product."""
         query, key, value = normalise_and_rotate(
             self.qkv(x_SD),
             self.q_norm.weight,
@@ -96,7 +99,7 @@ class Attention(nn.Module):
             eps=self.q_norm.eps,
             is_padding_S=stream.segments.is_padding_S,
         )
-        return self.out(attend(query, key, value, stream.segments).flatten(1))
+        return attend(query, key, value, stream.segments).flatten(1)
 
 
 class FeedForward(nn.Module):
@@ -145,17 +148,27 @@ class Block(nn.Module):
 
     def attend(self, x_SD: Tensor, stream: TokenStream, modulation: Modulation) -> tuple[Tensor, Tensor]:
         """The attention: the residual stream after it, and the input of the MLP."""
-        scale_msa, gate_msa, scale_mlp, _ = modulation
-        x_SD, h_SD = residual_norm(
+        x_SD, h_SD = self.enter(x_SD, stream, modulation)
+        return self.join(x_SD, self.attention(h_SD, stream), stream, modulation)
+
+    def enter(self, x_SD: Tensor, stream: TokenStream, modulation: Modulation) -> tuple[Tensor, Tensor]:
+        """The residual stream as it is, and the input of the attention."""
+        return residual_norm(
             x_SD,
             next_weight_D=self.attention_norm1.weight,
-            scale_BD=scale_msa,
+            scale_BD=modulation[0],
             sample_index_S=stream.sample_index,
             eps=self.attention_norm1.eps,
         )
+
+    def join(
+        self, x_SD: Tensor, branch_SD: Tensor, stream: TokenStream, modulation: Modulation
+    ) -> tuple[Tensor, Tensor]:
+        """The residual stream with the attention's result added, and the input of the MLP."""
+        _, gate_msa, scale_mlp, _ = modulation
         return residual_norm(
             x_SD,
-            branch_SD=self.attention(h_SD, stream),
+            branch_SD=branch_SD,
             branch_weight_D=self.attention_norm2.weight,
             gate_BD=gate_msa,
             next_weight_D=self.ffn_norm1.weight,
@@ -165,7 +178,7 @@ class Block(nn.Module):
         )
 
     def feed(self, x_SD: Tensor, h_SD: Tensor, sample_index_S: Tensor, modulation: Modulation) -> Tensor:
-        """The MLP, which may be given any part of the tokens."""
+        """The MLP, which may be given any part of the tokens; what it adds to x_SD does not depend on x_SD."""
         return residual_norm(
             x_SD,
             branch_SD=self.feed_forward(h_SD),
@@ -185,22 +198,6 @@ def keep_activations(
 ) -> Tensor:
     """The plain block runner: the backward pass finds every activation in memory."""
     return block(x_SD, stream, time_embed_BP)
-
-
-class TimestepEmbedder(nn.Module):
-    """Sinusoidal features of t in [0, 1] (not multiplied by 1000) through a two-layer MLP."""
-
-    def __init__(self, config: Lumina2Config) -> None:
-        super().__init__()
-        size = config.time_embed_size
-        self.mlp = nn.Sequential(nn.Linear(TIME_FREQUENCIES, size), nn.SiLU(), nn.Linear(size, size))
-
-    def forward(self, timesteps_B: Tensor) -> Tensor:
-        half = TIME_FREQUENCIES // 2
-        exponent = torch.arange(half, dtype=torch.float32, device=timesteps_B.device) / half
-        angle = timesteps_B[:, None].float() * torch.exp(-math.log(10000) * exponent)
-        features = torch.cat([angle.cos(), angle.sin()], -1)
-        return self.mlp(features.to(cast(Tensor, self.mlp[0].weight).dtype))
 
 
 class FinalLayer(nn.Module):
@@ -226,7 +223,7 @@ class Lumina2Transformer(nn.Module):
         self.run_block: BlockRunner = keep_activations
         """How a block is run: with its activations kept, or computed again (see `recompute.py`)."""
         self.x_embedder = nn.Linear(config.patch_channels, config.hidden_size)
-        self.t_embedder = TimestepEmbedder(config)
+        self.t_embedder = TimestepEmbedder(config.time_embed_size)
         self.cap_embedder = nn.Sequential(
             RMSNorm(config.cap_feat_dim, config.norm_eps), nn.Linear(config.cap_feat_dim, config.hidden_size)
         )
@@ -258,9 +255,7 @@ class Lumina2Transformer(nn.Module):
         image_TD = self.x_embedder(image_TC)
         caption_LD = self._run(self.context_refiner, caption_LD, layout.caption, None)
         image_TD = self._run(self.noise_refiner, image_TD, layout.image, time_embed_BP)
-        joint_SD = image_TD.new_empty(caption_LD.shape[0] + image_TD.shape[0], image_TD.shape[1])
-        joint_SD = joint_SD.index_copy(0, layout.caption_index_L, caption_LD.to(image_TD.dtype))
-        joint_SD = joint_SD.index_copy(0, layout.image_index_T, image_TD)
+        joint_SD = join_tokens(caption_LD, image_TD, layout)
         joint_SD = self._run(self.layers, joint_SD, layout.joint, time_embed_BP)
         return self.final_layer(joint_SD.index_select(0, layout.image_index_T), layout.image, time_embed_BP)
 

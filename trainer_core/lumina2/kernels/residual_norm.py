@@ -105,7 +105,7 @@ def _backward(
         rstd = tl.rsqrt(tl.sum(x * x, 0) / SIZE + eps)
         x *= rstd
         grad_x += rstd * (grad - x * (tl.sum(grad * x, 0) / SIZE))
-    tl.store(grad_x_ptr + at, grad_x, inside)
+        tl.store(grad_x_ptr + at, grad_x, inside)
     if HAS_BRANCH:
         branch = tl.load(branch_ptr + at, inside, 0.0).to(tl.float32)
         grad = grad_x * tl.load(branch_weight_ptr + column, inside, 0.0).to(tl.float32)
@@ -160,13 +160,21 @@ def backward(
     scale_BD: Tensor | None,
     sample_index_S: Tensor,
     eps: float,
+    *,
+    keeps_branch: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """Gradients of x and of the branch, [S, D]; those of weights, gate and scale are in `ops.py`."""
+    """Gradients of x and of the branch, [S, D]; those of weights, gate and scale are in `ops.py`.
+
+    Without a gradient of h_out, that of x is that of x_out itself. The branch's is written over the branch unless
+    `keeps_branch`.
+    """
     grad = grad_x_out_SD if grad_x_out_SD is not None else grad_h_out_SD
     assert grad is not None, "a backward pass without a gradient"
     num_tokens, size = grad.shape
-    grad_x = torch.empty_like(grad)
-    grad_branch = torch.empty_like(grad) if branch_SD is not None else None
+    grad_x = grad if grad_h_out_SD is None else torch.empty_like(grad)
+    grad_branch = None
+    if branch_SD is not None:  # detached, so that a leaf takes it without a copy
+        grad_branch = torch.empty_like(branch_SD) if keeps_branch else branch_SD.detach()
     _backward[(num_tokens,)](
         grad_x_out_SD,
         grad_h_out_SD,
