@@ -1,16 +1,21 @@
-"""Run by test_ops.py: compares values and gradients of fused and plain operations, and prints how many there were."""
+"""Run by test_ops.py: compares operations with their formulas, values and gradients, and prints how many there were."""
 
 from __future__ import annotations
 
-import functools
 import sys
 from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+from typing import Any
 from unittest import mock
 
 import torch
 from lumina2_trainer.trainer_core.lumina2 import ops
 from lumina2_trainer.trainer_core.lumina2.kernels import quantize
 from torch import Tensor
+
+sys.path.insert(0, str(Path(__file__).parent))
+import reference_ops  # run as a script, this file is in no package
 
 DEVICE = torch.device(sys.argv[1])
 EPS = 1e-5
@@ -36,12 +41,23 @@ def run(function: Callable[[], Outputs], leaves: list[Tensor]) -> tuple[list[Ten
     return [x.detach().clone() for x in outputs], [x.grad for x in leaves]
 
 
-def compare(function: Callable[[], Outputs], leaves: list[Tensor]) -> None:
-    results = []
+def compare(name: str, leaves: list[Tensor], inputs: Callable[[], tuple[tuple[Any, ...], dict[str, Any]]]) -> None:
+    """An operation in both ways against its formula.
+
+    Args:
+        name: Of the operation.
+        leaves: Whose gradients are compared.
+        inputs: Arguments made of the leaves, anew each time: operations may overwrite them in the backward pass.
+    """
+
+    def call(module: ModuleType) -> Outputs:
+        arguments, keywords = inputs()
+        return getattr(module, name)(*arguments, **keywords)
+
+    expected = run(lambda: call(reference_ops), leaves)
     for is_fused in (False, True):
         with mock.patch.object(ops, "is_fused", lambda x, is_fused=is_fused: is_fused):
-            results.append(run(function, leaves))
-    torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-5)
+            torch.testing.assert_close(run(lambda: call(ops), leaves), expected, rtol=1e-4, atol=1e-5)
 
 
 def compare_residual_norm() -> int:
@@ -55,31 +71,38 @@ def compare_residual_norm() -> int:
     ]
     cases = [parts[0], parts[2], parts[0] | parts[2], parts[1] | parts[3]]
     for case in cases:
-        compare(
-            lambda case=case: ops.residual_norm(x, sample_index_S=SAMPLE_INDEX, eps=EPS, **case), [x, *case.values()]
-        )
-    one_output = lambda: ops.residual_norm(x, sample_index_S=SAMPLE_INDEX, eps=EPS, **parts[0])[0]  # noqa: E731
-    compare(one_output, [x, *parts[0].values()])
-    return len(cases) + 1
+        for is_trained in (True, False):
+            for weight in (branch_weight, next_weight, gate, scale):
+                weight.requires_grad_(is_trained)
+            keywords = {"sample_index_S": SAMPLE_INDEX, "eps": EPS, **case}
+            trained = [x, *case.values()] if is_trained else [x]
+            compare(
+                "residual_norm",
+                trained,
+                lambda keywords=keywords: (
+                    (x,),
+                    {n: value * 1 if n == "branch_SD" else value for n, value in keywords.items()},
+                ),
+            )
+    return 2 * len(cases)
 
 
 def compare_rotation() -> int:
     qkv, query_weight, key_weight = leaf(7, (3 + 2) * 12), leaf(12), leaf(12)
     angle = torch.randn(7, 1, 6, device=DEVICE)
-
-    is_padding = torch.tensor([False, True] * 3 + [False], device=DEVICE)
-    for padding in (None, is_padding):
-        operation = functools.partial(ops.normalise_and_rotate, num_kv_heads=1, eps=EPS, is_padding_S=padding)
+    for padding in (None, torch.tensor([False, True] * 3 + [False], device=DEVICE)):
+        keywords = {"num_kv_heads": 1, "eps": EPS, "is_padding_S": padding}
         compare(
-            lambda operation=operation: operation(qkv * 1, query_weight, key_weight, angle.cos(), angle.sin()),
+            "normalise_and_rotate",
             [qkv, query_weight, key_weight],
+            lambda keywords=keywords: ((qkv * 1, query_weight, key_weight, angle.cos(), angle.sin()), keywords),
         )
     return 2
 
 
 def compare_swiglu() -> int:
     gate, up = leaf(5, 9), leaf(5, 9)
-    compare(lambda: ops.swiglu(gate * 1, up * 1), [gate, up])
+    compare("swiglu", [gate, up], lambda: ((gate * 1, up * 1), {}))
     return 1
 
 

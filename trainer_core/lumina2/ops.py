@@ -1,6 +1,6 @@
-"""What the network does between its matrix products: fused on a GPU with triton, plain PyTorch everywhere else.
+"""What the network does between its matrix products: triton on a GPU (`kernels`), PyTorch everywhere else (`plain`).
 
-Both compute the same, with float32 inside; `tests/lumina2/test_ops.py` holds them together.
+Both compute the same, with float32 inside; `tests/lumina2/test_ops.py` holds them to autograd's own gradients.
 
 Shape suffixes: S tokens, B samples, D width, H query heads, K key/value heads, E head size, F width of the MLP.
 """
@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import functools
 import importlib.util
+from types import ModuleType
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .attention import PADDING_FEATURES, PADDING_LOGIT
+from .plain.rotary import rotate
 
 
 @functools.cache
@@ -27,6 +28,30 @@ def has_triton() -> bool:
 def is_fused(x: Tensor) -> bool:
     """Whether operations on this tensor are triton's."""
     return x.is_cuda and has_triton()
+
+
+def _residual_norm_kernel(x: Tensor) -> ModuleType:
+    if is_fused(x):
+        from .kernels import residual_norm
+    else:
+        from .plain import residual_norm  # type: ignore[no-redef]
+    return residual_norm
+
+
+def _rotary_kernel(x: Tensor) -> ModuleType:
+    if is_fused(x):
+        from .kernels import rotary
+    else:
+        from .plain import rotary  # type: ignore[no-redef]
+    return rotary
+
+
+def _swiglu_kernel(x: Tensor) -> ModuleType:
+    if is_fused(x):
+        from .kernels import swiglu
+    else:
+        from .plain import swiglu  # type: ignore[no-redef]
+    return swiglu
 
 
 def residual_norm(
@@ -60,22 +85,7 @@ def residual_norm(
         x_out and h_out, [S, D] in x's dtype.
     """
     assert branch_SD is not None or next_weight_D is not None, "nothing to do"
-    if is_fused(x_SD):
-        return _ResidualNorm.apply(
-            x_SD, branch_SD, branch_weight_D, gate_BD, next_weight_D, scale_BD, sample_index_S, eps
-        )
-    if branch_SD is not None:
-        assert branch_weight_D is not None, "a branch without the weight of its norm"
-        branch_SD = _rms_norm(branch_SD, branch_weight_D, eps)
-        x_SD = x_SD + (branch_SD if gate_BD is None else per_token(gate_BD.tanh(), sample_index_S) * branch_SD)
-    if next_weight_D is None:
-        return x_SD, x_SD
-    h_SD = _rms_norm(x_SD, next_weight_D, eps)
-    return x_SD, h_SD if scale_BD is None else h_SD * (1 + per_token(scale_BD, sample_index_S))
-
-
-def _rms_norm(x: Tensor, weight: Tensor, eps: float) -> Tensor:
-    return F.rms_norm(x, weight.shape, weight, eps).to(x.dtype)
+    return _ResidualNorm.apply(x_SD, branch_SD, branch_weight_D, gate_BD, next_weight_D, scale_BD, sample_index_S, eps)
 
 
 def per_token(x_BD: Tensor, sample_index_S: Tensor) -> Tensor:
@@ -85,7 +95,7 @@ def per_token(x_BD: Tensor, sample_index_S: Tensor) -> Tensor:
 
 
 class _ResidualNorm(torch.autograd.Function):
-    """`residual_norm` by triton; weights, gates and scales get gradients where something asks for them."""
+    """Weights, gates and scales get gradients only where something asks for them."""
 
     @staticmethod
     def forward(
@@ -99,8 +109,7 @@ class _ResidualNorm(torch.autograd.Function):
         sample_index_S: Tensor,
         eps: float,
     ) -> tuple[Tensor, Tensor]:
-        from .kernels import residual_norm as kernel
-
+        kernel = _residual_norm_kernel(x_SD)
         x_SD = x_SD.contiguous()
         branch_SD = None if branch_SD is None else branch_SD.contiguous()
         arguments = (branch_SD, branch_weight_D, gate_BD, next_weight_D, scale_BD, sample_index_S)
@@ -113,8 +122,6 @@ class _ResidualNorm(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
-        from .kernels import residual_norm as kernel
-
         grad_x_out, grad_h_out = (None if g is None else g.contiguous() for g in grads)
         x_out, branch, branch_weight, gate, next_weight, scale, sample_index = ctx.saved_tensors
         if next_weight is None and grad_h_out is not None:  # h_out was x_out
@@ -122,7 +129,7 @@ class _ResidualNorm(torch.autograd.Function):
             grad_h_out = None
         _, _, needs_branch_weight, needs_gate, needs_next_weight, needs_scale, *_ = ctx.needs_input_grad
         arguments = (branch, branch_weight, gate, next_weight, scale, sample_index, ctx.eps)
-        grad_x, grad_branch = kernel.backward(
+        grad_x, grad_branch = _residual_norm_kernel(sample_index).backward(
             grad_x_out, grad_h_out, x_out, *arguments, keeps_branch=needs_branch_weight or needs_gate
         )
         grad_branch_weight = grad_gate = grad_next_weight = grad_scale = None
@@ -197,34 +204,11 @@ def normalise_and_rotate(
     Returns:
         Queries [S, H, E], keys [S, K, E] and values [S, K, E], dtype of the input.
     """
-    if is_fused(qkv_SX):
-        return _NormaliseAndRotate.apply(
-            qkv_SX, query_weight_E, key_weight_E, cos, sin, is_padding_S, num_kv_heads, eps
-        )
-    heads = qkv_SX.unflatten(-1, (-1, len(query_weight_E)))  # [S, X] -> [S, H + 2 K, E]
-    query, key, value = heads.split([heads.shape[1] - 2 * num_kv_heads, num_kv_heads, num_kv_heads], 1)
-    query = _rotate(_rms_norm(query, query_weight_E, eps), cos, sin)
-    key = _rotate(_rms_norm(key, key_weight_E, eps), cos, sin)
-    if is_padding_S is not None:
-        feature_S = torch.where(is_padding_S, PADDING_LOGIT, 0.0).to(key.dtype)
-        query, key = _append_feature(query, torch.ones_like(feature_S)), _append_feature(key, feature_S)
-    return query, key, value
-
-
-def _append_feature(x_SHE: Tensor, feature_S: Tensor) -> Tensor:
-    """One feature of all heads of a token, then zeros: [S, H, E] -> [S, H, E + PADDING_FEATURES]."""
-    features = F.pad(feature_S[:, None, None], (0, PADDING_FEATURES - 1))
-    return torch.cat([x_SHE, features.expand(-1, x_SHE.shape[1], -1)], -1)
-
-
-def _rotate(x_SHE: Tensor, cos: Tensor, sin: Tensor) -> Tensor:
-    even, odd = x_SHE.float().unflatten(-1, (-1, 2)).unbind(-1)
-    rotated = torch.stack([even * cos - odd * sin, even * sin + odd * cos], -1)
-    return rotated.flatten(-2).to(x_SHE.dtype)
+    return _NormaliseAndRotate.apply(qkv_SX, query_weight_E, key_weight_E, cos, sin, is_padding_S, num_kv_heads, eps)
 
 
 class _NormaliseAndRotate(torch.autograd.Function):
-    """`normalise_and_rotate` by triton; values are a view of the product, and all gradients land in one tensor."""
+    """Values are a view of the product, and all gradients land in one tensor."""
 
     @staticmethod
     def forward(
@@ -238,22 +222,22 @@ class _NormaliseAndRotate(torch.autograd.Function):
         num_kv_heads: int,
         eps: float,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        from .kernels import rotary as kernel
-
         qkv_SX = qkv_SX.contiguous()
         ctx.save_for_backward(qkv_SX, query_weight_E, key_weight_E, cos, sin)
         ctx.eps = eps
-        query, key = kernel.forward(qkv_SX, query_weight_E, key_weight_E, cos, sin, is_padding_S, num_kv_heads, eps)
+        query, key = _rotary_kernel(qkv_SX).forward(
+            qkv_SX, query_weight_E, key_weight_E, cos, sin, is_padding_S, num_kv_heads, eps
+        )
         value = qkv_SX.unflatten(-1, (-1, len(query_weight_E)))[:, -num_kv_heads:]
         return query, key, value
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
-        from .kernels import rotary as kernel
-
         grad_query, grad_key, grad_value = grads
         qkv, query_weight, key_weight, cos, sin = ctx.saved_tensors
-        grad_qkv = kernel.backward(grad_query, grad_key, grad_value, qkv, query_weight, key_weight, cos, sin, ctx.eps)
+        grad_qkv = _rotary_kernel(qkv).backward(
+            grad_query, grad_key, grad_value, qkv, query_weight, key_weight, cos, sin, ctx.eps
+        )
         grad_query_weight = grad_key_weight = None
         if ctx.needs_input_grad[1] or ctx.needs_input_grad[2]:
             num_kv_heads = grad_key.shape[1]
@@ -268,7 +252,7 @@ def _head_weight_grad(grad: Tensor, x: Tensor, weight_E: Tensor, cos: Tensor, si
     """Gradient of a head norm's weight; asked for by full training."""
     grad = grad[..., : len(weight_E)]  # without features that mark padding
     normed = F.rms_norm(x.float(), weight_E.shape, None, eps)
-    return (_rotate(grad.float(), cos, -sin) * normed).sum((0, 1)).to(weight_E.dtype)
+    return (rotate(grad, torch.complex(cos, -sin)) * normed).sum((0, 1)).to(weight_E.dtype)
 
 
 def swiglu(gate_SF: Tensor, up_SF: Tensor) -> Tensor:
@@ -278,23 +262,17 @@ def swiglu(gate_SF: Tensor, up_SF: Tensor) -> Tensor:
         gate_SF: [S, F]. On CUDA the backward pass overwrites both inputs, so nothing else may read them then.
         up_SF: [S, F].
     """
-    return _SwiGLU.apply(gate_SF, up_SF) if is_fused(gate_SF) else F.silu(gate_SF) * up_SF
+    return _SwiGLU.apply(gate_SF, up_SF)
 
 
 class _SwiGLU(torch.autograd.Function):
-    """`swiglu` by triton."""
-
     @staticmethod
     def forward(ctx: Any, gate_SF: Tensor, up_SF: Tensor) -> Tensor:
-        from .kernels import swiglu as kernel
-
         gate_SF, up_SF = gate_SF.contiguous(), up_SF.contiguous()
         ctx.save_for_backward(gate_SF, up_SF)
-        return kernel.forward(gate_SF, up_SF)
+        return _swiglu_kernel(gate_SF).forward(gate_SF, up_SF)
 
     @staticmethod
     def backward(ctx: Any, grad_SF: Tensor) -> tuple[Tensor, Tensor]:
-        from .kernels import swiglu as kernel
-
         gate_SF, up_SF = ctx.saved_tensors
-        return kernel.backward(grad_SF.contiguous(), gate_SF, up_SF)
+        return _swiglu_kernel(gate_SF).backward(grad_SF.contiguous(), gate_SF, up_SF)
