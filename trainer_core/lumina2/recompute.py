@@ -9,8 +9,9 @@ Shape suffixes: S tokens, D width, B samples, P size of the time embedding.
 from __future__ import annotations
 
 from collections.abc import Iterator, MutableMapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Literal, Protocol
 from weakref import WeakKeyDictionary
 
 import torch
@@ -19,6 +20,58 @@ from torch import Tensor
 from .conditions import Conditions, draws_random_numbers
 from .layout import TokenStream
 from .transformer import Block, Modulation
+
+Pass = Literal["forward", "backward", "inference"]
+"""Of a training step, or without gradients."""
+
+
+class BlockWeights(Protocol):
+    """Where the weights of recomputed blocks are while they are not needed."""
+
+    is_capturable: bool
+    """Whether a CUDA graph may hold what this does."""
+
+    def present(self, index: int, now: Pass) -> AbstractContextManager[None]:
+        """The weights of this block are on the device within the context."""
+
+
+class BlockInputs(Protocol):
+    """Where the inputs of recomputed blocks are until the backward pass."""
+
+    is_capturable: bool
+
+    def store(self, index: int, x_SD: Tensor) -> Any:
+        """Take a block's input away, and return what `fetch` knows it by; None leaves it."""
+
+    def fetch(self, stored: Any) -> Tensor:
+        """The input as it was."""
+
+    def load_ahead(self) -> None:
+        """An input will be fetched soon."""
+
+
+class WeightsOnDevice:
+    """They stay."""
+
+    is_capturable = True
+
+    def present(self, index: int, now: Pass) -> AbstractContextManager[None]:
+        return nullcontext()
+
+
+class InputsOnDevice:
+    """They stay."""
+
+    is_capturable = True
+
+    def store(self, index: int, x_SD: Tensor) -> None:
+        return None
+
+    def fetch(self, stored: Any) -> Tensor:
+        raise AssertionError("nothing was stored")
+
+    def load_ahead(self) -> None:
+        pass
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,8 +83,15 @@ class RecomputeBlocks:
     feed_slice: int | None = None
     """Most tokens in a slice of a recomputed MLP; None takes all at once. Not for training the MLP's own weights, whose
     gradients would come in parts."""
+    weights: BlockWeights = field(default_factory=WeightsOnDevice)
+    inputs: BlockInputs = field(default_factory=InputsOnDevice)
     _is_random: MutableMapping[Block, dict[bool, bool]] = field(default_factory=WeakKeyDictionary)
     """By block and its mode, training or not: whether it draws random numbers. Looking takes a millisecond."""
+
+    @property
+    def is_capturable(self) -> bool:
+        """Whether a CUDA graph may be made of a step."""
+        return self.weights.is_capturable and self.inputs.is_capturable
 
     def __call__(
         self, index: int, block: Block, x_SD: Tensor, stream: TokenStream, time_embed_BP: Tensor | None
@@ -39,11 +99,12 @@ class RecomputeBlocks:
         if index >= self.num_recomputed:
             return block(x_SD, stream, time_embed_BP)
         if not torch.is_grad_enabled():
-            return _forward(block, x_SD, stream, time_embed_BP, self.feed_slice)
+            with self.weights.present(index, "inference"):
+                return _forward(block, x_SD, stream, time_embed_BP, self.feed_slice)
         # Autograd calls backward() only if an input asks for gradients, which those of the first block do not.
         anchor = torch.empty(0, device=x_SD.device, requires_grad=True)
         conditions = Conditions.now(x_SD.device, is_random=self._draws_random_numbers(block))
-        return _RecomputedBlock.apply(anchor, x_SD, time_embed_BP, block, stream, conditions, self.feed_slice)
+        return _RecomputedBlock.apply(anchor, x_SD, time_embed_BP, self, index, block, stream, conditions)
 
     def _draws_random_numbers(self, block: Block) -> bool:
         known = self._is_random.setdefault(block, {})
@@ -61,27 +122,35 @@ class _RecomputedBlock(torch.autograd.Function):
         anchor: Tensor,
         x_SD: Tensor,
         time_embed_BP: Tensor | None,
+        runner: RecomputeBlocks,
+        index: int,
         block: Block,
         stream: TokenStream,
         conditions: Conditions,
-        feed_slice: int | None,
     ) -> Tensor:
-        ctx.save_for_backward(x_SD, time_embed_BP)
-        ctx.block, ctx.stream, ctx.conditions, ctx.feed_slice = block, stream, conditions, feed_slice
-        return _forward(block, x_SD, stream, time_embed_BP, feed_slice)
+        ctx.stored = runner.inputs.store(index, x_SD)
+        ctx.save_for_backward(x_SD if ctx.stored is None else None, time_embed_BP)
+        ctx.runner, ctx.index, ctx.block, ctx.stream, ctx.conditions = runner, index, block, stream, conditions
+        with runner.weights.present(index, "forward"):
+            return _forward(block, x_SD, stream, time_embed_BP, runner.feed_slice)
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor | None, ...]:
+        block, runner = ctx.block, ctx.runner
         x_SD, time_embed_BP = ctx.saved_tensors
+        if ctx.stored is not None:
+            x_SD = runner.inputs.fetch(ctx.stored)
+        else:
+            runner.inputs.load_ahead()
         x_SD, time_embed_BP = _leaf(x_SD), None if time_embed_BP is None else _leaf(time_embed_BP)
-        with torch.enable_grad(), ctx.conditions.restored():
-            modulation = ctx.block.modulate(time_embed_BP)
-            leaves = [None if m is None else _leaf(m) for m in modulation]
-            _go_back_through(ctx.block, x_SD, ctx.stream, leaves, _take_over(grads[0]), ctx.feed_slice)
-        _go_back(
-            [(m, leaf.grad) for m, leaf in zip(modulation, leaves, strict=True) if m is not None and leaf is not None]
-        )
-        return None, x_SD.grad, None if time_embed_BP is None else time_embed_BP.grad, None, None, None, None
+        with runner.weights.present(ctx.index, "backward"):
+            with torch.enable_grad(), ctx.conditions.restored():
+                modulation = block.modulate(time_embed_BP)
+                leaves = [None if m is None else _leaf(m) for m in modulation]
+                _go_back_through(block, x_SD, ctx.stream, leaves, _take_over(grads[0]), runner.feed_slice)
+            pairs = zip(modulation, leaves, strict=True)
+            _go_back([(m, leaf.grad) for m, leaf in pairs if m is not None and leaf is not None])
+        return None, x_SD.grad, None if time_embed_BP is None else time_embed_BP.grad, None, None, None, None, None
 
 
 def _forward(
