@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..lumina2.conditions import draws_random_numbers
 from ..lumina2.objective import NoisyBatch
 from .nested_tensors import change_tensors, list_tensors
 
@@ -135,8 +136,7 @@ class GraphedPass:
 
 def can_be_captured(transformer: nn.Module) -> bool:
     """Whether a pass is the same kernels every time: not with dropout, nor where blocks come and go."""
-    has_dropout = any(isinstance(m, nn.Dropout) and m.p > 0 and m.training for m in transformer.modules())
-    return not has_dropout and getattr(transformer.run_block, "is_capturable", True)
+    return not draws_random_numbers(transformer) and getattr(transformer.run_block, "is_capturable", True)
 
 
 def shape_key(batch: NoisyBatch) -> tuple[Any, ...]:
