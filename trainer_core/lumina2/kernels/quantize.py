@@ -10,12 +10,20 @@ from torch import Tensor
 from ..eight_bit import QuantizedRows, largest_magnitude
 
 TILE = 64
+BLOCK = 4096
+"""Values of a row that are in registers at a time."""
 
 
 @triton.jit
-def row_scale(x, LARGEST: tl.constexpr):
-    """Scale of one row; not finite if a value is not, so that int8 cannot hide it."""
-    return tl.maximum(tl.max(tl.abs(x), 0), 1e-12) / LARGEST + 0 * tl.sum(x, 0)
+def wider(largest, x):
+    """The larger magnitude of two, element by element; not a number if one is not, so that int8 cannot hide it."""
+    return tl.maximum(largest, tl.abs(x), propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def row_scale(largest, LARGEST: tl.constexpr):
+    """Scale of one row, from magnitudes that hold its largest; not finite if one of them is not."""
+    return tl.maximum(tl.max(largest, 0), 1e-12) / LARGEST + 0 * tl.sum(largest, 0)
 
 
 @triton.jit
@@ -37,15 +45,24 @@ def _quantize_rows(
     IS_INTEGER: tl.constexpr,
     HAS_COLUMN_SCALE: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, BLOCK)
-    inside = column < SIZE
-    x = tl.load(x_ptr + row * SIZE + column, inside, 0.0).to(tl.float32)
-    if HAS_COLUMN_SCALE:
-        x *= tl.load(column_scale_ptr + column, inside, 0.0)
-    scale = row_scale(x, LARGEST)
-    tl.store(out_ptr + row * SIZE + column, quantize(x, scale, IS_INTEGER).to(out_ptr.dtype.element_ty), inside)
-    tl.store(scale_ptr + row, scale)
+    start = tl.program_id(0).to(tl.int64) * SIZE
+    largest = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, SIZE, BLOCK):
+        column = first + tl.arange(0, BLOCK)
+        inside = column < SIZE
+        x = tl.load(x_ptr + start + column, inside, 0.0).to(tl.float32)
+        if HAS_COLUMN_SCALE:
+            x *= tl.load(column_scale_ptr + column, inside, 0.0)
+        largest = wider(largest, x)
+    scale = row_scale(largest, LARGEST)
+    tl.store(scale_ptr + tl.program_id(0), scale)
+    for first in range(0, SIZE, BLOCK):  # the row is in the cache by now
+        column = first + tl.arange(0, BLOCK)
+        inside = column < SIZE
+        x = tl.load(x_ptr + start + column, inside, 0.0).to(tl.float32)
+        if HAS_COLUMN_SCALE:
+            x *= tl.load(column_scale_ptr + column, inside, 0.0)
+        tl.store(out_ptr + start + column, quantize(x, scale, IS_INTEGER).to(out_ptr.dtype.element_ty), inside)
 
 
 @triton.jit
@@ -94,7 +111,7 @@ def quantize_rows(x_SI: Tensor, dtype: torch.dtype, column_scale_I: Tensor | Non
         out,
         scale,
         SIZE=size,
-        BLOCK=triton.next_power_of_2(size),
+        BLOCK=min(BLOCK, triton.next_power_of_2(size)),
         LARGEST=largest_magnitude(dtype),
         IS_INTEGER=not dtype.is_floating_point,
         HAS_COLUMN_SCALE=column_scale_I is not None,

@@ -8,7 +8,16 @@ import triton.language as tl
 from torch import Tensor
 
 from ..eight_bit import QuantizedRows, largest_magnitude
-from .quantize import quantize, row_scale
+from .quantize import quantize, row_scale, wider
+
+BLOCK = 2048
+"""Values of a row that are in registers at a time; whole rows of 9216 do not fit there."""
+
+
+@triton.jit
+def _hidden(gate_ptr, up_ptr, at, inside):
+    gate = tl.load(gate_ptr + at, inside, 0.0).to(tl.float32)
+    return gate * tl.sigmoid(gate) * tl.load(up_ptr + at, inside, 0.0).to(tl.float32)
 
 
 @triton.jit
@@ -24,18 +33,33 @@ def _forward(
     IS_INTEGER: tl.constexpr,
     KEEPS_HIDDEN: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, BLOCK)
-    inside = column < SIZE
-    at = row * SIZE + column
+    start = tl.program_id(0).to(tl.int64) * SIZE
+    largest = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, SIZE, BLOCK):
+        column = first + tl.arange(0, BLOCK)
+        hidden = _hidden(gate_ptr, up_ptr, start + column, column < SIZE)
+        largest = wider(largest, hidden)
+    scale = row_scale(largest, LARGEST)
+    tl.store(scale_ptr + tl.program_id(0), scale)
+    for first in range(0, SIZE, BLOCK):  # the row is in the cache by now
+        column = first + tl.arange(0, BLOCK)
+        inside = column < SIZE
+        hidden = _hidden(gate_ptr, up_ptr, start + column, inside)
+        if KEEPS_HIDDEN:
+            tl.store(hidden_ptr + start + column, hidden, inside)
+        quantized = quantize(hidden, scale, IS_INTEGER).to(out_ptr.dtype.element_ty)
+        tl.store(out_ptr + start + column, quantized, inside)
+
+
+@triton.jit
+def _gradients(grad_ptr, gate_ptr, up_ptr, at, inside):
+    """Of gate and up, and the hidden values."""
+    grad = tl.load(grad_ptr + at, inside, 0.0).to(tl.float32)
     gate = tl.load(gate_ptr + at, inside, 0.0).to(tl.float32)
     up = tl.load(up_ptr + at, inside, 0.0).to(tl.float32)
-    hidden = gate * tl.sigmoid(gate) * up
-    if KEEPS_HIDDEN:
-        tl.store(hidden_ptr + at, hidden, inside)
-    scale = row_scale(hidden, LARGEST)
-    tl.store(out_ptr + at, quantize(hidden, scale, IS_INTEGER).to(out_ptr.dtype.element_ty), inside)
-    tl.store(scale_ptr + row, scale)
+    sigmoid = tl.sigmoid(gate)
+    silu = gate * sigmoid
+    return grad * up * sigmoid * (1 + gate * (1 - sigmoid)), grad * silu, silu * up
 
 
 @triton.jit
@@ -55,29 +79,32 @@ def _backward(
     KEEPS_UP: tl.constexpr,
     KEEPS_HIDDEN: tl.constexpr,
 ):
-    row = tl.program_id(0).to(tl.int64)
-    column = tl.arange(0, BLOCK)
-    inside = column < SIZE
-    at = row * SIZE + column
-    grad = tl.load(grad_ptr + at, inside, 0.0).to(tl.float32)
-    gate = tl.load(gate_ptr + at, inside, 0.0).to(tl.float32)
-    up = tl.load(up_ptr + at, inside, 0.0).to(tl.float32)
-    sigmoid = tl.sigmoid(gate)
-    if KEEPS_HIDDEN:
-        tl.store(grad_ptr + at, gate * sigmoid * up, inside)
-    grad_up = grad * gate * sigmoid
-    grad_gate = grad * up * sigmoid * (1 + gate * (1 - sigmoid))
-    if KEEPS_GATE:
-        tl.store(gate_ptr + at, grad_gate, inside)
-    if KEEPS_UP:
-        tl.store(up_ptr + at, grad_up, inside)
-    grad_gate *= tl.load(gate_scale_ptr + column, inside, 0.0)
-    grad_up *= tl.load(up_scale_ptr + column, inside, 0.0)
-    scale = tl.maximum(row_scale(grad_gate, LARGEST), row_scale(grad_up, LARGEST))
-    out_at = 2 * row * SIZE + column
-    tl.store(out_ptr + out_at, quantize(grad_gate, scale, IS_INTEGER).to(out_ptr.dtype.element_ty), inside)
-    tl.store(out_ptr + out_at + SIZE, quantize(grad_up, scale, IS_INTEGER).to(out_ptr.dtype.element_ty), inside)
-    tl.store(scale_ptr + row, scale)
+    start = tl.program_id(0).to(tl.int64) * SIZE
+    largest = tl.zeros([BLOCK], tl.float32)
+    for first in range(0, SIZE, BLOCK):
+        column = first + tl.arange(0, BLOCK)
+        inside = column < SIZE
+        grad_gate, grad_up, _ = _gradients(grad_ptr, gate_ptr, up_ptr, start + column, inside)
+        largest = wider(largest, grad_gate * tl.load(gate_scale_ptr + column, inside, 0.0))
+        largest = wider(largest, grad_up * tl.load(up_scale_ptr + column, inside, 0.0))
+    scale = row_scale(largest, LARGEST)
+    tl.store(scale_ptr + tl.program_id(0), scale)
+    for first in range(0, SIZE, BLOCK):  # the row is in the cache by now
+        column = first + tl.arange(0, BLOCK)
+        inside = column < SIZE
+        at = start + column
+        grad_gate, grad_up, hidden = _gradients(grad_ptr, gate_ptr, up_ptr, at, inside)
+        if KEEPS_HIDDEN:
+            tl.store(grad_ptr + at, hidden, inside)
+        if KEEPS_GATE:
+            tl.store(gate_ptr + at, grad_gate, inside)
+        if KEEPS_UP:
+            tl.store(up_ptr + at, grad_up, inside)
+        grad_gate *= tl.load(gate_scale_ptr + column, inside, 0.0)
+        grad_up *= tl.load(up_scale_ptr + column, inside, 0.0)
+        out_at = start + at
+        tl.store(out_ptr + out_at, quantize(grad_gate, scale, IS_INTEGER).to(out_ptr.dtype.element_ty), inside)
+        tl.store(out_ptr + out_at + SIZE, quantize(grad_up, scale, IS_INTEGER).to(out_ptr.dtype.element_ty), inside)
 
 
 def forward(
@@ -150,8 +177,8 @@ def _meta(size: int, dtype: torch.dtype) -> dict[str, int | float | bool]:
     """Compile-time arguments of both kernels."""
     return {
         "SIZE": size,
-        "BLOCK": triton.next_power_of_2(size),
+        "BLOCK": min(BLOCK, triton.next_power_of_2(size)),
         "LARGEST": largest_magnitude(dtype),
         "IS_INTEGER": not dtype.is_floating_point,
-        "num_warps": 16 if size > 4096 else 8,
+        "num_warps": 8,
     }
