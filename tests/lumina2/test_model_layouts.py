@@ -10,6 +10,7 @@ import torch
 from lumina2_trainer.trainer_core import steps
 from lumina2_trainer.trainer_core.context import StepContext
 from lumina2_trainer.trainer_core.errors import TrainerError
+from lumina2_trainer.trainer_core.lumina2.all_in_one import save_all_in_one
 from lumina2_trainer.trainer_core.lumina2.base_files import find_model_files
 from lumina2_trainer.trainer_core.lumina2.checkpoint import load_transformer
 from lumina2_trainer.trainer_core.lumina2.model_files import LoadSettings, Lumina2Model
@@ -20,8 +21,8 @@ from safetensors import safe_open
 from torch import Tensor
 
 from .diffusers_reference import run_diffusers
-from .tiny_files import SENTENCES, write_all_in_one, write_diffusers_folder, write_split
-from .tiny_models import CPU, TINY, random_samples, relative_error, run_packed
+from .tiny_files import SENTENCES, tiny_gemma, tiny_vae, write_all_in_one, write_diffusers_folder, write_split
+from .tiny_models import CPU, TINY, random_samples, relative_error, run_packed, tiny_transformer
 
 KINDS = ("checkpoints", "diffusion_models", "diffusers", "text_encoders", "vae")
 
@@ -136,16 +137,31 @@ def test_a_width_that_diffusers_cannot_build_is_refused_and_leaves_nothing(conte
     assert sorted(folder.iterdir()) == before
 
 
-def test_a_tokenizer_that_transformers_would_read_differently_is_refused(
-    context: StepContext, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    import transformers
+def test_a_tokenizer_of_another_kind_is_refused(tmp_path: Path) -> None:
+    import io
 
-    class OtherTokenizer(transformers.GemmaTokenizerFast):
-        def __call__(self, *arguments, **settings):
-            return {"input_ids": [2, 5]}
+    import sentencepiece
 
-    monkeypatch.setattr(transformers, "GemmaTokenizerFast", OtherTokenizer)
-    settings, model = steps.SaveModelSettings(layout="diffusers"), open_base("all-in-one", context)
-    with pytest.raises(TrainerError, match="transformers reads it differently"):
-        steps.save_model(settings, model=model, context=context)
+    unigram = io.BytesIO()
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(SENTENCES * 20),
+        model_writer=unigram,
+        vocab_size=400,
+        hard_vocab_limit=False,
+        byte_fallback=True,
+        add_dummy_prefix=False,
+        minloglevel=2,
+    )
+    context = make_context(tmp_path)
+    save_all_in_one(
+        tmp_path / "checkpoints" / "other.safetensors",
+        transformer=tiny_transformer(),
+        text_encoder_state=tiny_gemma().state_dict(),
+        spiece_bytes=unigram.getvalue(),
+        vae_state=tiny_vae().state_dict(),
+        metadata={},
+    )
+    model = find_model_files(LoadSettings(base="other.safetensors"), context=context)
+    with pytest.raises(TrainerError, match=r"tokenizer is not of Gemma2's kind, and tokenizer\.json would read"):
+        steps.save_model(steps.SaveModelSettings(layout="diffusers"), model=model, context=context)
+    assert list((tmp_path / "diffusers").iterdir()) == []

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import uuid
@@ -17,6 +16,7 @@ from .model_files import Lumina2Model
 from .name_map import diffusers_config
 from .stored_parts import text_encoder_tensors, to_diffusers_tensors, transformer_tensors, vae_tensors
 from .text_files import HEAD_SIZE, TextFiles, find_text_files
+from .tokenizer_json import build_tokenizer
 from .transformer import Lumina2Config
 
 INFERENCE_SHIFT = 6.0
@@ -105,27 +105,26 @@ def _write_text_encoder(files: TextFiles, folder: Path) -> None:
     write_safetensors_atomically(
         folder / "text_encoder" / "model.safetensors", text_encoder_tensors(files), {"format": "pt"}
     )
-    _write_tokenizer(files.read_spiece(), folder / "tokenizer")
+    write_tokenizer(files.read_spiece(), folder / "tokenizer")
 
 
-def _write_tokenizer(spiece: bytes, folder: Path) -> None:
-    """The SentencePiece file as it is, and as transformers turns it into tokenizer.json."""
+def write_tokenizer(spiece: bytes, folder: Path) -> None:
+    """The SentencePiece file as it is, and as tokenizer.json."""
     from sentencepiece import SentencePieceProcessor
-    from transformers import GemmaTokenizerFast
 
     pieces = SentencePieceProcessor(model_proto=spiece)
+    tokenizer = build_tokenizer(spiece, pieces.bos_id())
+    if tokenizer.encode(TOKENIZER_CHECK).ids != [pieces.bos_id(), *pieces.encode(TOKENIZER_CHECK)]:
+        raise TrainerError(
+            "the text encoder's tokenizer is not of Gemma2's kind, and tokenizer.json would read prompts differently:"
+            " save the model in another layout"
+        )
     ids = {"bos": pieces.bos_id(), "eos": pieces.eos_id(), "unk": pieces.unk_id(), "pad": pieces.pad_id()}
     names = {f"{kind}_token": pieces.id_to_piece(index) for kind, index in ids.items()}
     facts = {"tokenizer_class": "GemmaTokenizer", "add_bos_token": True, "add_eos_token": False, **names}
     write_bytes_atomically(folder / "tokenizer.model", spiece)
-    write_bytes_atomically(folder / "tokenizer_config.json", json.dumps(facts, indent=2).encode())
-    tokenizer = GemmaTokenizerFast.from_pretrained(folder)
-    if tokenizer(TOKENIZER_CHECK)["input_ids"] != [pieces.bos_id(), *pieces.encode(TOKENIZER_CHECK)]:
-        raise TrainerError(
-            "the text encoder's tokenizer is not of Gemma2's kind, and transformers reads it differently: save the"
-            " model in another layout"
-        )
-    tokenizer.save_pretrained(folder)
+    write_bytes_atomically(folder / "tokenizer.json", tokenizer.to_str().encode())
+    write_json_atomically(folder / "tokenizer_config.json", facts)
 
 
 def _write_vae(path: Path, folder: Path) -> None:
