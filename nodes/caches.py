@@ -30,7 +30,7 @@ class CacheLatents(io.ComfyNode):
                 sockets.Dataset.Input("dataset", tooltip="From Dataset Folder."),
                 *build_widgets(steps.CacheLatentsSettings),
             ],
-            outputs=[sockets.Latents.Output(display_name="latents", tooltip="For latents of Train LoRA.")],
+            outputs=[sockets.Latents.Output(display_name="latents", tooltip="For latents of a Train node.")],
             hidden=[io.Hidden.unique_id],
         )
 
@@ -67,7 +67,7 @@ class CacheTextEmbeds(io.ComfyNode):
                     tooltip="From Validation Prompts: these are encoded too, for use in training.",
                 ),
             ],
-            outputs=[sockets.Embeds.Output(display_name="embeds", tooltip="For embeds of Train LoRA.")],
+            outputs=[sockets.Embeds.Output(display_name="embeds", tooltip="For embeds of a Train node.")],
             hidden=[io.Hidden.unique_id],
         )
 

@@ -22,7 +22,7 @@ class Lumina2ForInference(io.ComfyNode):
             category="Lumina2 Trainer",
             description="Hands the model, with the adapter just trained, to KSampler and ComfyUI's other nodes.",
             inputs=[
-                sockets.Lumina2Model.Input("model", tooltip="From Load Lumina2."),
+                sockets.Lumina2Model.Input("model", tooltip="From Load Lumina2 or Train Full Model."),
                 *build_widgets(ValidateSettings, only=("strength",)),
                 sockets.Adapter.Input(
                     "adapter", optional=True, tooltip="From Train LoRA; leave open for the bare model."

@@ -50,11 +50,11 @@ class OptimizerSettings(io.ComfyNode):
             node_id="Lumina2Optimizer",
             display_name="Optimizer (Lumina2)",
             category=CATEGORY,
-            description="Learning-rate schedule, weight decay, gradient accumulation, clipping. Connect to Train LoRA.",
+            description="Learning-rate schedule, weight decay, gradient accumulation, clipping. For a Train node.",
             inputs=build_widgets(OptimizerSettingsValues),
             outputs=[
                 sockets.OptimizerSettings.Output(
-                    display_name="optimizer_settings", tooltip="For optimizer_settings of Train LoRA."
+                    display_name="optimizer_settings", tooltip="For optimizer_settings of a Train node."
                 )
             ],
         )
@@ -74,10 +74,12 @@ class NoiseSchedule(io.ComfyNode):
             node_id="Lumina2NoiseSchedule",
             display_name="Noise Schedule (Lumina2)",
             category=CATEGORY,
-            description="Which noise levels are trained on. The default is Lumina2's own. Connect to Train LoRA.",
+            description="Which noise levels are trained on. The default is Lumina2's own. Connect to a Train node.",
             inputs=build_widgets(NoiseSettings),
             outputs=[
-                sockets.NoiseSchedule.Output(display_name="noise_schedule", tooltip="For noise_schedule of Train LoRA.")
+                sockets.NoiseSchedule.Output(
+                    display_name="noise_schedule", tooltip="For noise_schedule of a Train node."
+                )
             ],
         )
 
@@ -96,11 +98,11 @@ class ValidationPrompts(io.ComfyNode):
             node_id="Lumina2ValidationPrompts",
             display_name="Validation Prompts (Lumina2)",
             category=CATEGORY,
-            description="Pictures drawn during training. Connect to both Cache Text Embeds and Train LoRA.",
+            description="Pictures drawn during training. Connect to both Cache Text Embeds and a Train node.",
             inputs=build_widgets(ValidationSettings),
             outputs=[
                 sockets.ValidationPrompts.Output(
-                    display_name="validation", tooltip="For validation of Cache Text Embeds and of Train LoRA."
+                    display_name="validation", tooltip="For validation of Cache Text Embeds and of a Train node."
                 )
             ],
         )
@@ -120,9 +122,11 @@ class Checkpoints(io.ComfyNode):
             node_id="Lumina2Checkpoints",
             display_name="Checkpoints (Lumina2)",
             category=CATEGORY,
-            description="How often a run is written to disk and how many checkpoints are kept. Connect to Train LoRA.",
+            description="How often a run is written to disk and how many checkpoints are kept. For a Train node.",
             inputs=build_widgets(CheckpointSettings),
-            outputs=[sockets.Checkpoints.Output(display_name="checkpoints", tooltip="For checkpoints of Train LoRA.")],
+            outputs=[
+                sockets.Checkpoints.Output(display_name="checkpoints", tooltip="For checkpoints of a Train node.")
+            ],
         )
 
     @classmethod

@@ -26,7 +26,7 @@ class Validate(io.ComfyNode):
             category="Lumina2 Trainer",
             description="Draws prompts with the model, with or without a trained adapter, as ComfyUI's KSampler would.",
             inputs=[
-                sockets.Lumina2Model.Input("model", tooltip="From Load Lumina2."),
+                sockets.Lumina2Model.Input("model", tooltip="From Load Lumina2 or Train Full Model."),
                 *build_widgets(ValidateSettings),
                 sockets.Adapter.Input(
                     "adapter", optional=True, tooltip="From Train LoRA; leave open for the bare model."

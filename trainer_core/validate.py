@@ -18,6 +18,7 @@ from .job import Adapter
 from .lumina2.base_files import load_base_transformer
 from .lumina2.model_files import Lumina2Model
 from .lumina2.prompts import SYSTEM_PROMPTS, resolve_system_prompt
+from .lumina2.weight_files import read_weights
 from .training.memory import free_memory
 from .validation.render import render_prompts
 from .validation.settings import FROM_ADAPTER, ValidateSettings
@@ -41,7 +42,7 @@ def draw_validation(
     content = read_adapter(Path(adapter.path)) if adapter else None
     cache = encode_prompts(
         model,
-        system_prompt=_system_prompt(settings, content),
+        system_prompt=_system_prompt(settings, model, content),
         validation_prompts=settings.prompt_list,
         negative_prompt=settings.negative_prompt,
         context=context,
@@ -65,11 +66,13 @@ def draw_validation(
         free_memory(context.device)
 
 
-def _system_prompt(settings: ValidateSettings, adapter: AdapterFile | None) -> str:
+def _system_prompt(settings: ValidateSettings, model: Lumina2Model, adapter: AdapterFile | None) -> str:
     if settings.system_prompt != FROM_ADAPTER:
         return resolve_system_prompt(settings.system_prompt, settings.custom_system_prompt)
     if adapter is None:
-        return DEFAULT_SYSTEM_PROMPT
+        base_path = Path(model.base_path)
+        trained_with = None if base_path.is_dir() else system_prompt_of(read_weights(base_path).metadata)
+        return DEFAULT_SYSTEM_PROMPT if trained_with is None else trained_with
     trained_with = system_prompt_of(adapter.metadata)
     if trained_with is None:
         raise TrainerError(

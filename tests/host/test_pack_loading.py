@@ -18,8 +18,10 @@ NODE_IDS = {
     "Lumina2CacheLatents",
     "Lumina2CacheTextEmbeds",
     "Lumina2TrainLoRA",
+    "Lumina2TrainFull",
     "Lumina2Validate",
     "Lumina2SaveAdapter",
+    "Lumina2SaveModel",
     "Lumina2Inference",
     "Lumina2LoRASettings",
     "Lumina2Optimizer",
@@ -33,8 +35,10 @@ OUTPUTS = {
     "Lumina2CacheLatents": ["LUMINA2_LATENTS"],
     "Lumina2CacheTextEmbeds": ["LUMINA2_EMBEDS"],
     "Lumina2TrainLoRA": ["LUMINA2_ADAPTER", "LORA_MODEL", "LOSS_MAP", "IMAGE"],
+    "Lumina2TrainFull": ["LUMINA2_MODEL", "LOSS_MAP", "IMAGE"],
     "Lumina2Validate": ["IMAGE", "STRING"],
     "Lumina2SaveAdapter": ["STRING"],
+    "Lumina2SaveModel": ["STRING"],
     "Lumina2Inference": ["MODEL", "CLIP", "VAE"],
 }
 LANGUAGES = ("en", "zh", "ja", "hi")

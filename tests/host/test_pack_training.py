@@ -225,6 +225,35 @@ def test_outputs_serve_the_hosts_own_nodes(server: HostServer) -> None:
     assert list((server.base_dir / "models" / "loras").glob("tiny*.safetensors"))
 
 
+def test_full_training_feeds_inference_saving_and_the_next_training(server: HostServer) -> None:
+    prompt = {**training_prompt(run_name="before_full", steps=1), **generation_nodes()}
+    lora = prompt.pop("train")["inputs"]
+    sockets = {name: lora[name] for name in ("model", "latents", "embeds", "validation")}
+    shared = ("batch_size", "learning_rate", "seed", "caption_dropout", "gradient_checkpointing")
+    widgets = {name: lora[name] for name in shared} | {"steps": 3, "optimizer": "adamw8bit"}
+    save = {"model": ["full", 0], "name": "trained", "dtype": "bf16"}
+    prompt["full"] = {"class_type": "Lumina2TrainFull", "inputs": {**sockets, **widgets, "run_name": "full"}}
+    prompt["on_top"] = {"class_type": "Lumina2TrainLoRA", "inputs": {**lora, "model": ["full", 0], "run_name": "top"}}
+    prompt["inference"]["inputs"] = {"model": ["full", 0], "strength": 1.0}
+    prompt["graph"] = {"class_type": "LossGraphNode", "inputs": {"loss": ["full", 1], "filename_prefix": "full"}}
+    prompt["pictures"] = {"class_type": "PreviewImage", "inputs": {"images": ["full", 2]}}
+    for layout in ("all-in-one", "transformer", "diffusers"):
+        prompt[layout] = {"class_type": "Lumina2SaveModel", "inputs": {**save, "layout": layout}}
+    outcome = server.run_prompt(prompt)
+    assert outcome.kind == "execution_success", outcome.data
+    finished = {data["run"]: data for data in outcome.of_kind("lumina2_trainer.finished")}
+    assert finished["full"]["model"] == "final/model.safetensors"
+    assert finished["top"]["adapter"] == "final/adapter.safetensors"
+    _, state = server.request("/lumina2_trainer/runs/full")
+    assert (state["status"], state["step"], state["total"]) == ("finished", 3, 3)
+    models = server.base_dir / "models"
+    assert (models / "checkpoints" / "trained_00001.safetensors").is_file()
+    assert (models / "diffusion_models" / "trained_00001.safetensors").is_file()
+    assert (models / "diffusers" / "trained_00001" / "model_index.json").is_file()
+    again = server.run_prompt(prompt)
+    assert "full" in again.of_kind("execution_cached")[-1]["nodes"]
+
+
 def test_validate_shows_pictures_with_and_without_adapter(server: HostServer) -> None:
     prompt = training_prompt(run_name="validated", steps=2)
     validate = {

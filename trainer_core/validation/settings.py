@@ -63,7 +63,7 @@ class ValidateSettings(SamplerSettings):
     strength: float = setting(1.0, minimum=-10.0, maximum=10.0, step=0.05)
     """Strength of the adapter, as in ComfyUI's LoRA loaders."""
     system_prompt: str = setting(FROM_ADAPTER, choices=(FROM_ADAPTER, *SYSTEM_PROMPTS, "custom"))
-    """Text put before every prompt. "from adapter" is what the adapter was trained with; without an adapter it is
-    "superior"."""
+    """Text put before every prompt. "from adapter" is what the adapter was trained with; without an adapter, what the
+    model was trained with by Train Full Model, or "superior"."""
     custom_system_prompt: str = setting("", multiline=True)
     """The system prompt when system_prompt is "custom"."""
