@@ -22,6 +22,8 @@ TRAINERS: dict[str, dict[str, Callable[[Setup], PreparedTrainer]]] = {
         "sd-scripts": sd_scripts.train_lora,
     },
     "full": {
+        "ours": ours.train_full,
+        "ours-host": functools.partial(ours.train_full, optimizer_state="host"),
         "diffusers": diffusers_peft.train_full,
     },
 }

@@ -9,14 +9,19 @@ import torch
 from lumina2_trainer.trainer_core.adapters.lora import LoRASettings, attach_lora
 from lumina2_trainer.trainer_core.data.cache import TrainingSample
 from lumina2_trainer.trainer_core.data.entries import entry_name, write_entry
+from lumina2_trainer.trainer_core.job import TrainFullSettings
 from lumina2_trainer.trainer_core.lumina2.checkpoint import place_weight
 from lumina2_trainer.trainer_core.lumina2.objective import flow_matching_loss, make_noisy_batch
 from lumina2_trainer.trainer_core.lumina2.precision import PRECISIONS, computation
 from lumina2_trainer.trainer_core.lumina2.recompute import RecomputeBlocks
 from lumina2_trainer.trainer_core.lumina2.timesteps import NoiseSettings
 from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config, Lumina2Transformer
+from lumina2_trainer.trainer_core.trained_weights import FullWeights
+from lumina2_trainer.trainer_core.training.optimizers import OPTIMIZERS
 from lumina2_trainer.trainer_core.training.session import StepPlan, TrainingSession
 from lumina2_trainer.trainer_core.training.settings import OptimizerSettings
+from lumina2_trainer.trainer_core.training.updates import WeightUpdate
+from torch import nn
 
 from ..cases import LEARNING_RATE, RANK
 from ..material import FIXED_TIME, PIXELS_PER_LATENT, Sample, Setup, fixed_noise, make_samples, random_weights
@@ -37,6 +42,35 @@ def train_lora(setup: Setup, *, precision: str | None = None) -> PreparedTrainer
     loss = _loss_of_fixed_batch(transformer, samples, precision, setup.device)
     session = start_lora_session(
         transformer, samples, setup.scratch_dir, batch_size=case.batch_size, precision=precision
+    )
+    return PreparedTrainer(loss=loss, train=repeat(session.train_step))
+
+
+def train_full(setup: Setup, *, optimizer_state: str = "device") -> PreparedTrainer:
+    """Train Full Model's session, with its default optimizer.
+
+    Args:
+        setup: The case and where it runs.
+        optimizer_state: Where the optimizer keeps its moments, see OptimizerSettings.
+    """
+    case = setup.case
+    precision = next(name for name, known in PRECISIONS.items() if known.dtype is case.dtype)
+    transformer = build_transformer(setup.config, precision, setup.device, has_recomputation=case.has_recomputation)
+    samples = make_samples(case)
+    loss = _loss_of_fixed_batch(transformer, samples, precision, setup.device)
+    weights, settings = FullWeights(), OptimizerSettings(optimizer_state=optimizer_state)
+    parameters = weights.attach(transformer)
+    optimizer = OPTIMIZERS[TrainFullSettings().optimizer](weights.groups(parameters), LEARNING_RATE, settings, 0)
+    session = _start_session(
+        transformer,
+        parameters,
+        optimizer,
+        samples,
+        setup.scratch_dir,
+        batch_size=case.batch_size,
+        precision=precision,
+        update=weights.make_update(parameters, optimizer, settings.max_grad_norm),
+        settings=settings,
     )
     return PreparedTrainer(loss=loss, train=repeat(session.train_step))
 
@@ -76,11 +110,31 @@ def start_lora_session(
         seed: Decides the order of samples.
     """
     parameters = attach_lora(transformer, LoRASettings(targets="attention"), rank=RANK, alpha=float(RANK), seed=0)
-    device = next(transformer.parameters()).device
+    is_cuda = next(transformer.parameters()).is_cuda
+    optimizer = torch.optim.AdamW(parameters.values(), lr=LEARNING_RATE, fused=is_cuda)
+    return _start_session(
+        transformer, parameters, optimizer, samples, folder, batch_size=batch_size, precision=precision, seed=seed
+    )
+
+
+def _start_session(
+    transformer: Lumina2Transformer,
+    parameters: dict[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    samples: Sequence[Sample],
+    folder: Path,
+    *,
+    batch_size: int,
+    precision: str,
+    seed: int = 0,
+    update: WeightUpdate | None = None,
+    settings: OptimizerSettings | None = None,
+) -> TrainingSession:
     return TrainingSession(
         transformer=transformer.train(),
         parameters=parameters,
-        optimizer=torch.optim.AdamW(parameters.values(), lr=LEARNING_RATE, fused=device.type == "cuda"),
+        optimizer=optimizer,
+        update=update,
         samples=[_cache_sample(folder, i, sample) for i, sample in enumerate(samples)],
         unconditional=samples[0].prompt_embeds,
         plan=StepPlan(
@@ -90,10 +144,10 @@ def start_lora_session(
             caption_dropout=0.0,
             seed=seed,
             precision=precision,
-            optimizer=OptimizerSettings(),
+            optimizer=settings or OptimizerSettings(),
             noise=NoiseSettings(),
         ),
-        device=device,
+        device=next(transformer.parameters()).device,
     )
 
 
