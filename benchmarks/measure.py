@@ -39,7 +39,8 @@ class Measurement:
     first_step_seconds: float
     """With everything that happens once, such as compilation."""
     peak_gib: float
-    """Most memory allocated on the GPU after the warm-up; 0 without one."""
+    """Most memory allocated on the GPU since the first step; 0 without one. A step that is replayed as a CUDA graph
+    allocates nothing, so the warm-up counts."""
     loss: float
     """Of a fixed batch before training, to see that the work is the same."""
 
@@ -73,8 +74,6 @@ class StepClock:
             self.warmup.append(seconds)
             if _is_enough(self.warmup[1:], NUM_WARMUP_STEPS - 1, MIN_WARMUP_STEPS - 1):
                 self._is_warm = True
-                if self.device.type == "cuda":
-                    torch.cuda.reset_peak_memory_stats()
         self._last = time.perf_counter()
 
 
@@ -90,6 +89,8 @@ def measure_steps(train: Training, loss: float, device: torch.device) -> Measure
         loss: See `Measurement.loss`.
         device: Waited for after each step.
     """
+    if device.type == "cuda":
+        torch.cuda.reset_peak_memory_stats()
     clock = StepClock(device)
     with suppress(EnoughSteps):
         train(clock.tick)

@@ -27,17 +27,30 @@ def run_alone(
     Returns:
         What it printed, or {"error": the last line of its complaint}.
     """
+    lines, error = run_for_lines(script, arguments, timeout_seconds, environment)
+    return {"error": error} if error else json.loads(lines[-1])
+
+
+def run_for_lines(
+    script: str, arguments: list[str], timeout_seconds: float, environment: Mapping[str, str] | None = None
+) -> tuple[list[str], str]:
+    """Run a script; arguments as for `run_alone`.
+
+    Returns:
+        The lines it printed, and the last line of its complaint, empty if it ended well.
+    """
     command = [sys.executable, script, *arguments]
     try:
         done = subprocess.run(
             command, capture_output=True, text=True, timeout=timeout_seconds, check=False, env=environment
         )
-    except subprocess.TimeoutExpired:
-        return {"error": f"more than {timeout_seconds:.0f} seconds"}
-    if done.returncode:
-        lines = done.stderr.strip().splitlines()
-        return {"error": lines[-1] if lines else f"ended with exit code {done.returncode}"}
-    return json.loads(done.stdout.strip().splitlines()[-1])
+    except subprocess.TimeoutExpired as expired:
+        output = expired.stdout or b""
+        return (output if isinstance(output, str) else output.decode()).splitlines(), (
+            f"more than {timeout_seconds:.0f} seconds"
+        )
+    complaint = done.stderr.strip().splitlines() or [f"ended with exit code {done.returncode}"]
+    return done.stdout.strip().splitlines(), complaint[-1] if done.returncode else ""
 
 
 def headline(machine: dict[str, Any]) -> str:

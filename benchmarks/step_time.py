@@ -2,9 +2,10 @@
 
     python benchmarks/step_time.py --output results.json [--comfyui DIR] [--sd-scripts DIR] [CASE ...]
 
-Every measurement has a process of its own, which must be able to import what a checkout needs. Rows are printed and
-the file is written as they are measured. `first` is the first step with all that happens once: ComfyUI's node moves the
-model to the GPU in it. `speed` is against the first trainer of the case, and so is the check of the loss.
+Every trainer has a process of its own, which must be able to import what a checkout needs, and makes all cases in it;
+after a failure the cases that are left get another. Rows are printed and the file is written after each process.
+`first` is the first step with all that happens once: ComfyUI's node moves the model to the GPU in it. `GiB` is the most
+memory allocated from then on. `speed` is against the first trainer of the case, and so is the check of the loss.
 """
 
 from __future__ import annotations
@@ -14,12 +15,13 @@ import dataclasses
 import json
 import sys
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 from lumina2_trainer.benchmarks.cases import CASES
 from lumina2_trainer.benchmarks.material import Checkouts, Setup
-from lumina2_trainer.benchmarks.processes import MACHINE_SCRIPT, headline, run_alone, write_report
+from lumina2_trainer.benchmarks.processes import MACHINE_SCRIPT, headline, run_alone, run_for_lines, write_report
 from lumina2_trainer.benchmarks.table import COLUMNS, format_row
 from lumina2_trainer.benchmarks.trainers import NEED_CHECKOUT, TRAINER_NAMES, TRAINERS
 
@@ -33,12 +35,12 @@ def main() -> None:
     parser.add_argument("--comfyui", type=Path, metavar="DIR", help="checkout of ComfyUI, for its Train LoRA node")
     parser.add_argument("--sd-scripts", type=Path, metavar="DIR", help="checkout of kohya-ss/sd-scripts")
     parser.add_argument("--output", type=Path, help="JSON file for the results")
-    parser.add_argument("--only", nargs=2, help=argparse.SUPPRESS)
+    parser.add_argument("--only", help=argparse.SUPPRESS)
     options = parser.parse_args()
     checkouts = Checkouts(comfyui=options.comfyui, sd_scripts=options.sd_scripts)
     if options.only:
-        trainer, case = options.only
-        print(json.dumps(measure(trainer, case, checkouts)))
+        for case in options.cases:
+            print(json.dumps(measure(options.only, case, checkouts)), flush=True)
         return
     unknown = [name for name in options.cases if name not in CASES]
     if unknown:
@@ -64,15 +66,27 @@ def compare(cases: list[str], trainers: list[str], checkouts: Checkouts, output:
     size = "full" if machine["matrix_tflops"] else "demo"
     cases = cases or [name for name, case in CASES.items() if case.size == size]
     print(headline(machine), COLUMNS, sep="\n", flush=True)
-    results: dict[str, dict[str, Any]] = {}
-    for case in cases:
-        by_trainer = results.setdefault(case, {})
-        for trainer in [name for name in TRAINERS[CASES[case].trained] if name in trainers]:
-            result = run_alone(__file__, [*checkout_options(checkouts), "--only", trainer, case], TIMEOUT_SECONDS)
-            by_trainer[trainer] = result
-            reference = next((r for r in by_trainer.values() if "error" not in r), result)
+    results: dict[str, dict[str, Any]] = {case: {} for case in cases}
+    for trainer in trainers:
+        for case, result in measure_alone(
+            trainer, [c for c in cases if trainer in TRAINERS[CASES[c].trained]], checkouts
+        ):
+            results[case][trainer] = result
+            reference = next((r for r in results[case].values() if "error" not in r), result)
             print(format_row(case, trainer, result, reference), flush=True)
-            write_report(output, {"machine": machine, "results": results})
+        write_report(output, {"machine": machine, "results": results})
+
+
+def measure_alone(trainer: str, cases: list[str], checkouts: Checkouts) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Measure a trainer in other processes: each case, and what was measured or an error."""
+    while cases:
+        arguments = [*checkout_options(checkouts), "--only", trainer, *cases]
+        lines, error = run_for_lines(__file__, arguments, TIMEOUT_SECONDS)
+        results = [json.loads(line) for line in lines if line.startswith("{")]
+        if error:
+            results.append({"error": error})
+        yield from zip(cases, results, strict=False)
+        cases = cases[len(results) :]
 
 
 def checkout_options(checkouts: Checkouts) -> list[str]:
@@ -83,6 +97,8 @@ def checkout_options(checkouts: Checkouts) -> list[str]:
 
 def measure(trainer: str, case_name: str, checkouts: Checkouts) -> dict[str, Any]:
     """One measurement, in this process."""
+    import gc
+
     import torch
     from lumina2_trainer.benchmarks.measure import measure_steps
 
@@ -91,7 +107,12 @@ def measure(trainer: str, case_name: str, checkouts: Checkouts) -> dict[str, Any
     with tempfile.TemporaryDirectory(prefix="step-time-") as scratch:
         setup = Setup(case=case, device=device, scratch_dir=Path(scratch), checkouts=checkouts)
         prepared = TRAINERS[case.trained][trainer](setup)
-        return dataclasses.asdict(measure_steps(prepared.train, prepared.loss, device))
+        measurement = measure_steps(prepared.train, prepared.loss, device)
+    del prepared
+    gc.collect()
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
+    return dataclasses.asdict(measurement)
 
 
 if __name__ == "__main__":

@@ -69,7 +69,7 @@ def test_swapped_blocks_on_the_gpu_give_the_same_gradients(indices: range, matri
         inputs=OffloadedInputs(13, (CAPTION + SIDE * SIDE) * CONFIG.hidden_size * 2, DEVICE),
     )
     actual = [step(transformer, seed) for seed in range(4)]
-    torch.testing.assert_close(actual, expected, rtol=2e-2, atol=1e-6)
+    torch.testing.assert_close(actual, expected, rtol=2e-2, atol=1e-5)
 
 
 def test_swapping_takes_the_weights_off_the_gpu_and_gives_everything_back() -> None:

@@ -107,8 +107,9 @@ def _missing_for_products(device: torch.device, dtype: torch.dtype) -> str:
     if torch.cuda.get_device_capability(device) < MIN_CAPABILITY[dtype]:
         return f"{torch.cuda.get_device_name(device)} has no products of such matrices"
     ones = torch.ones(MIN_ROWS, ALIGNMENT, device=device)
+    scale = torch.ones(MIN_ROWS, 1, device=device)
     try:
-        multiply(QuantizedRows(ones.to(dtype), ones[:, :1], torch.bfloat16), ones.to(dtype).t(), ones[:, 0])
+        multiply(QuantizedRows(ones.to(dtype), scale, torch.bfloat16), ones.to(dtype).t(), scale[:, 0])
     except RuntimeError as error:
         return str(error).partition("\n")[0]
     return ""

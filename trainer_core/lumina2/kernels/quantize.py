@@ -10,7 +10,7 @@ from torch import Tensor
 from ..eight_bit import QuantizedRows, largest_magnitude
 
 TILE = 64
-BLOCK = 4096
+BLOCK = 2048
 """Values of a row that are in registers at a time."""
 
 

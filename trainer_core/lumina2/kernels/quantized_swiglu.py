@@ -10,7 +10,7 @@ from torch import Tensor
 from ..eight_bit import QuantizedRows, largest_magnitude
 from .quantize import quantize, row_scale, wider
 
-BLOCK = 2048
+BLOCK = 1024
 """Values of a row that are in registers at a time; whole rows of 9216 do not fit there."""
 
 
@@ -180,5 +180,5 @@ def _meta(size: int, dtype: torch.dtype) -> dict[str, int | float | bool]:
         "BLOCK": min(BLOCK, triton.next_power_of_2(size)),
         "LARGEST": largest_magnitude(dtype),
         "IS_INTEGER": not dtype.is_floating_point,
-        "num_warps": 8,
+        "num_warps": 16,
     }
