@@ -47,7 +47,7 @@ class WeightUpdate(Protocol):
 class UpdateAfterBackward:
     """Keeps all gradients, shortens them to a common length, then updates: any optimizer."""
 
-    keeps_gradients = True
+    keeps_gradients: ClassVar[bool] = True
 
     def __init__(
         self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, max_grad_norm: float
@@ -90,7 +90,7 @@ class UpdateInBackward:
     `Guard.max_rms`. The device itself refuses every update after a loss or gradient that is not finite.
     """
 
-    keeps_gradients = False
+    keeps_gradients: ClassVar[bool] = False
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], optimizer: AdamW8bit, max_rms: float) -> None:
         """

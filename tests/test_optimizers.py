@@ -1,0 +1,32 @@
+"""What every optimizer of the registry does for an adapter."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from lumina2_trainer.trainer_core.errors import StopTraining
+from lumina2_trainer.trainer_core.training.optimizers import BF16_OPTIMIZERS, HOST_STATE_OPTIMIZERS, OPTIMIZERS
+
+from .test_train import StopAfter, assert_equal_tensors, final_tensors
+from .training_setup import TRAIN, Setup
+
+
+def test_what_some_optimizers_can_names_known_ones() -> None:
+    assert BF16_OPTIMIZERS | HOST_STATE_OPTIMIZERS <= OPTIMIZERS.keys()
+
+
+@pytest.mark.parametrize("optimizer", OPTIMIZERS)
+def test_loss_falls_and_a_resumed_run_equals_an_uninterrupted_one(fresh: Setup, tmp_path: Path, optimizer: str) -> None:
+    settings = replace(TRAIN, steps=24, batch_size=4, caption_dropout=0.0, optimizer=optimizer)
+    whole = fresh.train(settings)
+    losses = torch.tensor(whole.losses)
+    assert losses[-6:].mean() < 0.9 * losses[:4].mean()
+    other = fresh.moved_to(tmp_path / "stopped")
+    with pytest.raises(StopTraining):
+        other.with_stop(StopAfter(13)).train(settings)
+    resumed = other.train(settings)
+    assert resumed.losses == whole.losses
+    assert_equal_tensors(final_tensors(whole.adapter.run_dir), final_tensors(resumed.adapter.run_dir))
