@@ -10,6 +10,7 @@ from .errors import TrainerError
 from .lumina2.model_files import Lumina2Model
 from .lumina2.timesteps import NoiseSettings
 from .settings import check_file_name, check_settings, setting
+from .training.memory_setting import parse_memory
 from .training.optimizers import BF16_OPTIMIZERS, HOST_STATE_OPTIMIZERS, OPTIMIZERS
 from .training.settings import CheckpointSettings, OptimizerSettings
 from .validation.settings import ValidationSettings
@@ -44,10 +45,14 @@ class TrainLoRASettings:
     caption_dropout: float = setting(0.1, minimum=0.0, maximum=1.0, step=0.05)
     """Share of samples trained with the empty caption, which guidance needs."""
     gradient_checkpointing: bool = setting(True)
-    """Recompute activations in the backward pass: about a third of the memory for a third more time."""
+    """Activations may be computed again in the backward pass where memory is short; off keeps them all."""
+    memory: str = setting("auto")
+    """GiB that training may take on the GPU, or "auto" for what is free. The fastest way that fits is taken: keeping
+    activations, computing them again, moving parts to the computer's memory. PyTorch itself takes half a GiB more."""
 
     def __post_init__(self) -> None:
         check_settings(self)
+        parse_memory(self.memory)
         _check_run_name(self.run_name)
 
 
@@ -72,10 +77,14 @@ class TrainFullSettings:
     caption_dropout: float = setting(0.1, minimum=0.0, maximum=1.0, step=0.05)
     """Share of samples trained with the empty caption, which guidance needs."""
     gradient_checkpointing: bool = setting(True)
-    """Recompute activations in the backward pass: about a third of the memory for a third more time."""
+    """Activations may be computed again in the backward pass where memory is short; off keeps them all."""
+    memory: str = setting("auto")
+    """GiB that training may take on the GPU, or "auto" for what is free. The fastest way that fits is taken: keeping
+    activations, computing them again, moving parts to the computer's memory. PyTorch itself takes half a GiB more."""
 
     def __post_init__(self) -> None:
         check_settings(self)
+        parse_memory(self.memory)
         _check_run_name(self.run_name)
 
 

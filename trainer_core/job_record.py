@@ -12,7 +12,7 @@ from typing import Any
 from .job import TrainJob
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
-IDENTITY_EXCLUDES = frozenset({"run_name", "gradient_checkpointing", "optimizer_state"})
+IDENTITY_EXCLUDES = frozenset({"run_name", "gradient_checkpointing", "memory", "optimizer_state"})
 """Widgets of Train and Optimizer that change neither data, objective nor result."""
 
 

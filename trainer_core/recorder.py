@@ -19,6 +19,7 @@ from .job import TrainJob
 from .run_folder import RunFolder, step_folder
 from .trained_weights import TrainedWeights
 from .training.checkpoints import prune_checkpoints, save_checkpoint
+from .training.memory_plan import MemoryPlan
 from .training.session import StepRecord, TrainingSession
 from .validation.render import render_prompts
 
@@ -34,6 +35,7 @@ class Recorder:
     run: RunFolder
     session: TrainingSession
     weights: TrainedWeights
+    memory: MemoryPlan
     samples: Sequence[TrainingSample]
     embeds: EmbedIndex
     context: StepContext
@@ -64,6 +66,7 @@ class Recorder:
             "seconds_per_step": seconds_per_step,
             "eta_seconds": seconds_per_step * (total - record.step),
             "peak_memory_gib": record.peak_memory_gib,
+            "memory_plan": self.memory.sentence,
             "epoch": record.epoch,
         }
         self.context.emit(Event(kind="progress", run=self.run.name, data=data))

@@ -18,13 +18,14 @@ from .events import Event
 from .job import TrainJob
 from .job_record import describe_job, fingerprint_job
 from .lumina2.base_files import load_base_transformer
-from .lumina2.recompute import RecomputeBlocks
 from .recorder import Recorder
 from .run_folder import RunFolder, open_run
+from .run_memory import plan_memory
 from .torch_state import preserved_torch_state
 from .trained_weights import TrainedWeights, choose_trained_weights
 from .training.checkpoints import list_checkpoints, load_checkpoint
 from .training.memory import free_memory, start_peak_memory
+from .training.memory_plan import MemoryPlan
 from .training.optimizers import OPTIMIZERS
 from .training.session import StepPlan, TrainingSession
 
@@ -74,11 +75,21 @@ def _train_to_end(
     embeds: EmbedIndex,
     context: StepContext,
 ) -> None:
+    free_memory(context.device)  # of steps before this one
     start_peak_memory(context.device)
-    session = _start_session(job, weights, samples, embeds, context)
+    memory = plan_memory(job, weights, samples, context.device)
+    logger.info("Run %s: %s", run.name, memory.sentence)
+    session = _start_session(job, weights, memory, samples, embeds, context)
     _resume(session, run)
     recorder = Recorder(
-        job=job, run=run, session=session, weights=weights, samples=samples, embeds=embeds, context=context
+        job=job,
+        run=run,
+        session=session,
+        weights=weights,
+        memory=memory,
+        samples=samples,
+        embeds=embeds,
+        context=context,
     )
     try:
         while session.step < job.train.steps:
@@ -106,15 +117,15 @@ def _rescue(session: TrainingSession, recorder: Recorder) -> None:
 def _start_session(
     job: TrainJob,
     weights: TrainedWeights,
+    memory: MemoryPlan,
     samples: Sequence[TrainingSample],
     embeds: EmbedIndex,
     context: StepContext,
 ) -> TrainingSession:
     train = job.train
-    transformer = load_base_transformer(job.model, context.device)
+    transformer = load_base_transformer(job.model, context.device, host_blocks=memory.measures.swapped)
     parameters = weights.attach(transformer)
-    if train.gradient_checkpointing:
-        transformer.run_block = RecomputeBlocks(num_recomputed=len(transformer.blocks))
+    transformer.run_block = memory.make_runner(transformer, context.device)
     optimizer = OPTIMIZERS[train.optimizer](
         weights.groups(parameters), train.learning_rate, job.optimizer, derive_seed(train.seed, "rounding")
     )

@@ -104,14 +104,14 @@ def attach_lora(
         target_modules=target_modules(transformer, settings),
     )
     config._register_custom_module({nn.Linear: FusedLoRALinear})  # "custom models" in peft's developer guide
-    device = next(transformer.parameters()).device
+    device = next(transformer.parameters()).device  # of x_embedder, which is never swapped
     with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
         torch.manual_seed(seed)
         inject_adapter_in_model(config, transformer)
     parameters = {}
     for name, parameter in transformer.named_parameters():
         if parameter.requires_grad:
-            parameter.data = parameter.data.float()
+            parameter.data = parameter.data.to(device, torch.float32)  # peft puts it where the frozen weight is
             parameters[name] = parameter
     return parameters
 

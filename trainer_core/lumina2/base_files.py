@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Collection
 from pathlib import Path
 
 import torch
@@ -60,8 +61,15 @@ def find_model_files(settings: LoadSettings, *, context: StepContext) -> Lumina2
     )
 
 
-def load_base_transformer(model: Lumina2Model, device: torch.device) -> Lumina2Transformer:
+def load_base_transformer(
+    model: Lumina2Model, device: torch.device, *, host_blocks: Collection[int] = ()
+) -> Lumina2Transformer:
     """The transformer of a model in the model's precision, frozen.
+
+    Args:
+        model: Its files.
+        device: Where it goes.
+        host_blocks: See `load_transformer`.
 
     Raises:
         TrainerError: Its file is no longer a whole Lumina2 transformer, or the device cannot store it so.
@@ -69,7 +77,11 @@ def load_base_transformer(model: Lumina2Model, device: torch.device) -> Lumina2T
     check_device(model.precision, device)
     precision = PRECISIONS[model.precision]
     return load_transformer(
-        Path(model.base_path), device=device, dtype=precision.dtype, matrix_dtype=precision.matrix_dtype
+        Path(model.base_path),
+        device=device,
+        dtype=precision.dtype,
+        matrix_dtype=precision.matrix_dtype,
+        host_blocks=host_blocks,
     )
 
 

@@ -75,7 +75,7 @@ class OffloadedInputs:
 
     def fetch(self, stored: StoredInput) -> Tensor:
         """The input on the device again, and the one that will be asked for next on its way."""
-        x_SD, is_loaded = self._arriving.pop(stored, None) or self._load(stored)
+        x_SD, is_loaded = self._arriving.pop(stored) if stored in self._arriving else self._load(stored)
         self._stored = [reference for reference in self._stored if reference() not in (None, stored)]
         self._owners = [None if owner is None or owner() is stored else owner for owner in self._owners]
         self.load_ahead()

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import functools
 import hashlib
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TrainerError
+from .block_swap import swappable_tensors
 from .foreign_models import describe_foreign
 from .module_weights import (
     Plan,
@@ -54,7 +54,12 @@ def read_config(path: Path) -> Lumina2Config:
 
 
 def load_transformer(
-    path: Path, *, device: torch.device, dtype: torch.dtype, matrix_dtype: torch.dtype | None = None
+    path: Path,
+    *,
+    device: torch.device,
+    dtype: torch.dtype,
+    matrix_dtype: torch.dtype | None = None,
+    host_blocks: Collection[int] = (),
 ) -> Lumina2Transformer:
     """Load the transformer of a base model, frozen and in evaluation mode.
 
@@ -64,13 +69,23 @@ def load_transformer(
         dtype: What they are stored as there.
         matrix_dtype: What the blocks' matrices are stored as instead, see `Precision`. Each is quantised before the
             next is read.
+        host_blocks: Numbers, in order of execution, of the blocks whose matrices go on to host memory one by one, see
+            `SwappedWeights`.
 
     Raises:
         TrainerError: It is not a whole Lumina2 transformer.
     """
     config, plan = inspect_transformer(path)
     transformer = _on_meta(config)
-    place = functools.partial(place_weight, matrix_dtype=matrix_dtype)
+    on_host = {transformer.blocks[number] for number in host_blocks}
+
+    def place(network: nn.Module, name: str, weight: Tensor) -> None:
+        place_weight(network, name, weight, matrix_dtype=matrix_dtype)
+        stack, _, rest = name.partition(".")
+        if stack in BLOCK_STACKS and network.get_submodule(f"{stack}.{rest.partition('.')[0]}") in on_host:
+            for tensor in swappable_tensors(network.get_submodule(name.rpartition(".")[0])):
+                tensor.data = tensor.data.cpu()
+
     fill_parameters(transformer, plan, device=device, dtype=dtype, place=place)
     return transformer.eval().requires_grad_(False)
 

@@ -27,6 +27,18 @@ def start_peak_memory(device: torch.device) -> None:
         torch.cuda.reset_peak_memory_stats(device)
 
 
+def available_memory(device: torch.device) -> tuple[int, int]:
+    """Bytes that this process could still take on a device, and all it has."""
+    if device.type == "cuda":
+        free, total = torch.cuda.mem_get_info(device)
+        return free + torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device), total
+    host = psutil.virtual_memory()
+    if device.type == "mps":
+        total = torch.mps.recommended_max_memory()
+        return min(total - torch.mps.driver_allocated_memory(), host.available), total
+    return host.available, host.total
+
+
 def free_memory(device: torch.device) -> None:
     """Give memory of models that are no longer referenced back to the device."""
     gc.collect()

@@ -47,6 +47,18 @@ def adamw8bit(
     )
 
 
+def adamw_state_bytes(numel: int, itemsize: int, settings: OptimizerSettings) -> int:
+    """Two moments in the parameter's dtype."""
+    return 2 * numel * itemsize
+
+
+def adamw8bit_state_bytes(numel: int, itemsize: int, settings: OptimizerSettings) -> int:
+    """Two moments of 8 bits, unless they are in host memory."""
+    from .moments import moments_size
+
+    return 0 if settings.optimizer_state == "host" else moments_size(numel)
+
+
 def _flatten(groups: Iterable[Any]) -> list[nn.Parameter]:
     return [p for group in groups for p in (group["params"] if isinstance(group, dict) else [group])]
 
@@ -56,6 +68,12 @@ OPTIMIZERS: dict[str, Callable[[ParameterGroups, float, OptimizerSettings, int],
     "adamw8bit": adamw8bit,
 }
 """Each takes parameters or groups of them, learning rate, settings, and the seed of random rounding."""
+
+OPTIMIZER_STATE_BYTES: dict[str, Callable[[int, int, OptimizerSettings], int]] = {
+    "adamw": adamw_state_bytes,
+    "adamw8bit": adamw8bit_state_bytes,
+}
+"""By the names of OPTIMIZERS: bytes on the device for a parameter with this many elements of this size."""
 
 BF16_OPTIMIZERS = frozenset({"adamw8bit"})
 """They train bfloat16 weights without losing small updates; others need float32 weights."""

@@ -1,0 +1,100 @@
+"""The memory setting of a run: the same training whatever the plan, and what is told of it."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from lumina2_trainer.trainer_core import run_memory, train
+from lumina2_trainer.trainer_core.errors import StopTraining, TrainerError
+from lumina2_trainer.trainer_core.events import Event
+from lumina2_trainer.trainer_core.lumina2.block_swap import SwappedWeights
+from lumina2_trainer.trainer_core.training.memory_estimate import Measures
+from lumina2_trainer.trainer_core.training.memory_plan import MemoryPlan
+from safetensors.torch import load_file
+
+from .test_train import StopAfter
+from .training_setup import PROMPTS, TRAIN, Setup, make_setup
+
+SWAP = MemoryPlan(
+    measures=Measures(num_recomputed=7, num_offloaded=6, swapped=(0, 2, 3, 6)),
+    sentence="memory: as the test wants it",
+    input_bytes=2**20,
+)
+
+
+@pytest.fixture(scope="module")
+def shared(tmp_path_factory: pytest.TempPathFactory) -> Setup:
+    return make_setup(tmp_path_factory.mktemp("memory"))
+
+
+@pytest.fixture
+def fresh(shared: Setup, tmp_path: Path) -> Setup:
+    return shared.moved_to(tmp_path)
+
+
+def final_tensors(setup: Setup, **options: object) -> dict[str, torch.Tensor]:
+    return load_file(setup.train(**options).adapter.path)  # type: ignore[arg-type]
+
+
+def test_a_run_with_swapped_blocks_learns_the_same(
+    fresh: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    expected = final_tensors(fresh, validation=replace(PROMPTS, every_num_steps=3))
+    used = []
+
+    class Watched(SwappedWeights):
+        def present(self, index: int, now: object) -> object:
+            used.append(now)
+            return super().present(index, now)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(train, "plan_memory", lambda *arguments: SWAP)
+    monkeypatch.setattr("lumina2_trainer.trainer_core.training.memory_plan.SwappedWeights", Watched)
+    actual = final_tensors(fresh.moved_to(tmp_path / "swapped"), validation=replace(PROMPTS, every_num_steps=3))
+    assert set(used) == {"forward", "backward", "inference"}
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+def test_another_plan_goes_on_with_the_same_run(fresh: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(StopTraining):
+        fresh.with_stop(StopAfter(3)).train()
+    monkeypatch.setattr(train, "plan_memory", lambda *arguments: SWAP)
+    resumed = fresh.train(replace(TRAIN, memory="3"))
+    assert Path(resumed.adapter.run_dir).name == "run"
+    assert len(resumed.losses) == 6
+
+
+def test_the_plan_is_told_in_log_and_events(fresh: Setup, caplog: pytest.LogCaptureFixture) -> None:
+    events: list[Event] = []
+    with caplog.at_level(logging.INFO):
+        fresh.with_events(events).train(replace(TRAIN, gradient_checkpointing=True))
+    sentence = "memory: on the CPU, computing all activations again, for gradient_checkpointing is on"
+    assert f"Run run: {sentence}" in caplog.text
+    assert {e.data["memory_plan"] for e in events if e.kind == "progress" and e.run == "run"} == {sentence}
+
+
+def test_a_number_of_gib_is_kept_to(fresh: Setup) -> None:
+    events: list[Event] = []
+    fresh.with_events(events).train(replace(TRAIN, memory="2"))
+    (plan,) = {e.data["memory_plan"] for e in events if e.kind == "progress" and e.run == "run"}
+    assert plan.startswith("memory: 2 GiB allowed, keeping all activations, predicted peak 0.0 GiB")
+    with pytest.raises(TrainerError, match=r"0\.001 GiB allowed, but training takes at least 0\.1 GiB: raise memory"):
+        fresh.train(replace(TRAIN, memory="0.001", run_name="small"))
+
+
+def test_memory_is_checked_before_any_work() -> None:
+    with pytest.raises(TrainerError, match="memory is 'lots'"):
+        replace(TRAIN, memory="lots")
+
+
+def test_auto_counts_what_is_free_less_a_reserve(fresh: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    gib = run_memory.GIB
+    monkeypatch.setattr(run_memory, "available_memory", lambda device: (int(7.5 * gib), 8 * gib))
+    budget = run_memory._budget(None, torch.device("cuda"), run_memory.Freedom())
+    assert budget.num_bytes == 7 * gib
+    assert budget.reason == "7.5 GiB free, 0.5 of them reserved"
+    everything = run_memory._budget(None, torch.device("cuda"), run_memory.Freedom(recompute=False))
+    assert everything.num_bytes == 7.5 * gib

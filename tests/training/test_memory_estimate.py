@@ -1,0 +1,127 @@
+"""Predicted memory against the bytes of a simulated step of real blocks, and against peaks measured on an H100."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from lumina2_trainer.trainer_core.adapters.lora import LoRASettings, attach_lora
+from lumina2_trainer.trainer_core.lumina2.precision import PRECISIONS
+from lumina2_trainer.trainer_core.lumina2.recompute import RecomputeBlocks
+from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config, Lumina2Transformer
+from lumina2_trainer.trainer_core.training.memory_estimate import Measures, StepEstimate
+from lumina2_trainer.trainer_core.training.memory_sizes import (
+    BatchSize,
+    DeviceFacts,
+    ModelSize,
+    largest_batch,
+    measure_model,
+)
+from lumina2_trainer.trainer_core.training.optimizers import OPTIMIZER_STATE_BYTES, OPTIMIZERS
+
+from ..lumina2.simulated_gpu import simulate_step
+
+GIB = 2**30
+H100 = DeviceFacts(is_fused=True, workspace_bytes=32 * 2**20)
+
+
+def measure(config: Lumina2Config, targets: str, precision: str = "bf16", state_size: int = 8) -> ModelSize:
+    """Sizes of a model with a LoRA of rank 16."""
+    with torch.device("meta"):
+        network = Lumina2Transformer(config)
+        attach_lora(network, LoRASettings(targets=targets), rank=16, alpha=16.0, seed=0)
+    return measure_model(
+        network,
+        PRECISIONS[precision],
+        is_whole=False,
+        has_dropout=False,
+        state_bytes=lambda numel, itemsize: state_size * numel,
+        updates_in_backward=False,
+        gradients_stay=False,
+    )
+
+
+@pytest.mark.parametrize("targets", ["attention", "attention_mlp", "attention_mlp_modulation"])
+@pytest.mark.parametrize(
+    ("resolution", "captions", "measures"),
+    [
+        (1024, (120,), Measures()),
+        (1024, (120,), Measures(num_recomputed=6)),
+        (1024, (120,), Measures(num_recomputed=6, feed_slice=512)),
+        (1024, (120,), Measures(num_recomputed=4, feed_slice=1024)),
+        (512, (120, 75), Measures(num_recomputed=6, feed_slice=512)),
+    ],
+)
+def test_prediction_equals_a_simulated_step(
+    targets: str, resolution: int, captions: tuple[int, ...], measures: Measures
+) -> None:
+    config = Lumina2Config(num_layers=2)
+    run_block = RecomputeBlocks(num_recomputed=measures.num_recomputed, feed_slice=measures.feed_slice)
+    step = simulate_step(config, run_block=run_block, targets=targets, resolution=resolution, caption_lengths=captions)
+    batch = BatchSize(
+        caption_tokens=sum(captions), image_tokens=(resolution // 16) ** 2 * len(captions), is_ragged=False
+    )
+    model = measure(config, targets, state_size=0)
+    predicted = StepEstimate(model, batch, replace(H100, workspace_bytes=0)).peak(measures)
+    assert predicted - step.weights == pytest.approx(step.total, rel=0.05)
+
+
+@pytest.mark.parametrize(
+    ("precision", "captions", "resolution", "num_recomputed", "measured"),
+    [
+        ("bf16", (120,), 1024, 0, 13.72),
+        ("bf16", (120, 75), 512, 0, 10.3),
+        ("bf16", (120,), 1024, 30, 5.95),
+        ("bf16", (120, 75, 200, 40), 1024, 30, 8.98),
+        ("fp8", (120,), 1024, 0, 11.73),
+    ],
+)
+def test_prediction_is_within_a_tenth_of_measured_peaks(
+    precision: str, captions: tuple[int, ...], resolution: int, num_recomputed: int, measured: float
+) -> None:
+    batch = BatchSize(
+        caption_tokens=sum(captions),
+        image_tokens=(resolution // 16) ** 2 * len(captions),
+        is_ragged=len(captions) > 1,
+    )
+    estimate = StepEstimate(measure(Lumina2Config(), "attention", precision), batch, H100)
+    assert estimate.peak(Measures(num_recomputed=num_recomputed)) / GIB == pytest.approx(measured, rel=0.1)
+
+
+def test_moving_things_to_host_memory_lowers_the_prediction_by_their_size() -> None:
+    model = measure(Lumina2Config(), "attention", "fp8")
+    batch = BatchSize(caption_tokens=120, image_tokens=4096, is_ragged=False)
+    estimate = StepEstimate(model, batch, H100)
+    recomputed = Measures(num_recomputed=30, feed_slice=1024)
+    offloaded = replace(recomputed, num_offloaded=29)
+    swapped = replace(offloaded, swapped=tuple(range(2, 30)))
+    input_bytes = (4096 + 120) * 2304 * 2
+    saved = estimate.peak(recomputed) - estimate.peak(offloaded)
+    assert saved == pytest.approx(26 * input_bytes, rel=0.05)  # two are on the device, and captions are short
+    assert estimate.peak(offloaded) - estimate.peak(swapped) == 26 * model.blocks[-1].matrix_bytes
+    assert estimate.peak(swapped) < 1.2 * GIB
+
+
+def test_8_bit_matrices_take_half_the_bytes() -> None:
+    halves = [measure(Lumina2Config(), "attention", precision).blocks[-1].matrix_bytes for precision in ("fp8", "bf16")]
+    assert halves[1] == 2 * halves[0] == 2 * (2304 * 3840 + 2304 * 2304 + 3 * 2304 * 9216 + 1024 * 9216)
+
+
+def test_largest_batch_takes_the_longest_samples_as_often_as_they_may_come() -> None:
+    lengths = [(10, 100, 1), (20, 400, 1), (30, 50, 3)]
+    batch = largest_batch(lengths, 4, pads=False)
+    assert (batch.caption_tokens, batch.image_tokens, batch.is_ragged) == (2 * 20 + 2 * 10, 2 * 400 + 2 * 100, True)
+    assert largest_batch(lengths, 1, pads=False).image_tokens == 400
+    one = largest_batch([(7, 16, 1)], 5, pads=False)
+    assert (one.caption_tokens, one.image_tokens, one.is_ragged) == (35, 80, False)
+
+
+def test_largest_batch_is_filled_up_where_shapes_are() -> None:
+    lengths = [(100 + i, 4000 + i, 1) for i in range(6)]
+    batch = largest_batch(lengths, 2, pads=True)
+    assert (batch.caption_tokens, batch.image_tokens) == (2 * 128, 2 * 4096)
+
+
+def test_every_optimizer_says_how_large_its_state_is() -> None:
+    assert list(OPTIMIZER_STATE_BYTES) == list(OPTIMIZERS)

@@ -1,0 +1,136 @@
+"""The memory plan of a job: what it will train, on what batches and device, and how much it may take."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from safetensors import safe_open
+
+from .data.cache import TrainingSample
+from .data.entries import TENSOR
+from .job import TrainJob
+from .lumina2.attention import has_padded_attention
+from .lumina2.checkpoint import read_config
+from .lumina2.ops import is_fused
+from .lumina2.precision import PRECISIONS
+from .lumina2.transformer import Lumina2Transformer
+from .trained_weights import TrainedWeights
+from .training.memory import available_memory
+from .training.memory_estimate import Measures, StepEstimate
+from .training.memory_plan import GIB, Budget, Freedom, MemoryPlan, choose_plan, describe
+from .training.memory_setting import parse_memory
+from .training.memory_sizes import DeviceFacts, ModelSize, largest_batch, measure_model
+from .training.optimizers import BF16_OPTIMIZERS, OPTIMIZER_STATE_BYTES
+
+TOKEN_PIXELS = 16 * 16
+RESERVED_SHARE = 1 / 16
+MIN_RESERVE = GIB / 2
+"""Left free of a GPU by "auto": a sixteenth of its memory and at least this, for what the allocator cannot use."""
+WORKSPACE_BYTES = {9: 32 * 2**20, 10: 32 * 2**20, 12: 32 * 2**20}
+"""cuBLAS's workspace as PyTorch sets it, by major compute capability; Hopper and later have larger ones."""
+SMALL_WORKSPACE = 2**23 + 2**17
+
+
+def plan_memory(
+    job: TrainJob, weights: TrainedWeights, samples: Sequence[TrainingSample], device: torch.device
+) -> MemoryPlan:
+    """Choose what is done to save memory in a run, before a weight is read.
+
+    Raises:
+        TrainerError: It cannot fit.
+    """
+    allowed = parse_memory(job.train.memory)
+    if allowed is None and device.type == "cpu":
+        return _plain_plan(job)
+    estimate = estimate_step(job, weights, samples, device)
+    freedom = Freedom(
+        recompute=job.train.gradient_checkpointing,
+        slice_feed=job.adapter is not None,
+        move=device.type == "cuda",
+    )
+    return choose_plan(estimate, _budget(allowed, device, freedom), freedom)
+
+
+def _plain_plan(job: TrainJob) -> MemoryPlan:
+    """On a CPU there is no memory of its own to fill: what gradient_checkpointing says."""
+    num_blocks = len(_describe_network(job).blocks)
+    measures = Measures(num_recomputed=num_blocks if job.train.gradient_checkpointing else 0)
+    asked = "on" if job.train.gradient_checkpointing else "off"
+    sentence = f"memory: on the CPU, {describe(measures, num_blocks)}, for gradient_checkpointing is {asked}"
+    return MemoryPlan(measures=measures, sentence=sentence)
+
+
+def _budget(allowed: float | None, device: torch.device, freedom: Freedom) -> Budget:
+    if allowed is not None:
+        return Budget(num_bytes=allowed * GIB, reason=f"{allowed:g} GiB allowed", remedy="raise memory")
+    free, total = available_memory(device)
+    reserve = max(MIN_RESERVE, total * RESERVED_SHARE) if freedom.recompute else 0
+    return Budget(
+        num_bytes=free - reserve,
+        reason=f"{free / GIB:.1f} GiB free" + (f", {reserve / GIB:.1f} of them reserved" if reserve else ""),
+        remedy="close what else uses the GPU",
+    )
+
+
+def estimate_step(
+    job: TrainJob, weights: TrainedWeights, samples: Sequence[TrainingSample], device: torch.device
+) -> StepEstimate:
+    """Predict the memory of a job's steps."""
+    lengths = [(_count_rows(s.embeds_path), s.width * s.height // TOKEN_PIXELS, s.repeats) for s in samples]
+    return StepEstimate(
+        model=measure_job(job, weights, device),
+        batch=largest_batch(lengths, job.train.batch_size, pads=_pads(job, device)),
+        device=device_facts(device),
+    )
+
+
+def measure_job(job: TrainJob, weights: TrainedWeights, device: torch.device) -> ModelSize:
+    """Sizes of a job's model with what is trained on it, from the headers of its files."""
+    network = _describe_network(job)
+    with torch.device("meta"):
+        weights.attach(network)
+    is_whole = job.adapter is None
+    accumulates = job.optimizer.gradient_accumulation_steps > 1
+    state_bytes = OPTIMIZER_STATE_BYTES[job.train.optimizer]
+    return measure_model(
+        network,
+        PRECISIONS[job.model.precision],
+        is_whole=is_whole,
+        has_dropout=job.adapter is not None and job.adapter.dropout > 0,
+        state_bytes=lambda numel, itemsize: state_bytes(numel, itemsize, job.optimizer),
+        updates_in_backward=is_whole and job.train.optimizer in BF16_OPTIMIZERS and not accumulates,
+        gradients_stay=accumulates or device.type == "cuda",  # a CUDA graph keeps them
+    )
+
+
+def device_facts(device: torch.device) -> DeviceFacts:
+    """What the estimate must know of a device."""
+    if device.type != "cuda":
+        return DeviceFacts(is_fused=False, workspace_bytes=0)
+    major, _ = torch.cuda.get_device_capability(device)
+    return DeviceFacts(
+        is_fused=is_fused(torch.empty(0, device=device)), workspace_bytes=WORKSPACE_BYTES.get(major, SMALL_WORKSPACE)
+    )
+
+
+def _pads(job: TrainJob, device: torch.device) -> bool:
+    """Whether batches of many sizes are filled up, see `ShapeLimiter`."""
+    if device.type != "cuda" or PRECISIONS[job.model.precision].dtype is not torch.bfloat16:
+        return False
+    config = read_config(Path(job.model.base_path))
+    return has_padded_attention(device, config.num_attention_heads, config.num_kv_heads, config.head_size)
+
+
+def _describe_network(job: TrainJob) -> Lumina2Transformer:
+    """The job's network without weights."""
+    config = read_config(Path(job.model.base_path))
+    with torch.device("meta"):
+        return Lumina2Transformer(config).requires_grad_(False)
+
+
+def _count_rows(path: Path) -> int:
+    """Tokens of a cached caption, from the header of its file."""
+    with safe_open(path, "pt") as file:
+        return file.get_slice(TENSOR).get_shape()[0]

@@ -1,0 +1,149 @@
+"""Sizes that decide how much memory training takes: of a model with what is trained on it, and of a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from ..lumina2.block_swap import swappable_tensors
+from ..lumina2.precision import Precision
+from ..lumina2.transformer import Block, Lumina2Config, Lumina2Transformer
+from .shapes import MAX_EXACT_SHAPES, choose_padding
+
+SCALE_BYTES = 4
+"""Of each row of an 8-bit matrix."""
+LAYERS = ("attention.qkv", "attention.out", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
+
+
+@dataclass(frozen=True, kw_only=True)
+class BatchSize:
+    """Tokens of a batch."""
+
+    caption_tokens: int
+    image_tokens: int
+    is_ragged: bool
+    """Samples differ in length, so attention repeats grouped heads."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class BlockSize:
+    """Of one block, whatever the batch."""
+
+    matrix_bytes: int
+    """What can be swapped: frozen matrices."""
+    adapted: frozenset[str]
+    """Names of its layers that are trained, such as `attention.qkv`."""
+    trains_norms: bool
+    """Norms or modulation get gradients, which are summed in float32."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSize:
+    """Of a model with what is trained on it."""
+
+    config: Lumina2Config
+    itemsize: int
+    """Bytes of an activation."""
+    is_8_bit: bool
+    has_dropout: bool
+    is_whole: bool
+    """The model's own weights are trained."""
+    blocks: tuple[BlockSize, ...]
+    """In order of execution."""
+    fixed_bytes: int
+    """Weights that always stay on the device: everything that is not a block's frozen matrix."""
+    gradient_bytes: int
+    """Of all gradients that are alive at the end of a backward pass."""
+    gradients_stay: bool
+    """They are there from the beginning, of a batch before or of a CUDA graph."""
+    optimizer_bytes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class DeviceFacts:
+    """What the estimate must know of a device."""
+
+    is_fused: bool
+    """Norms and activations are triton's kernels."""
+    workspace_bytes: int
+    """cuBLAS keeps for itself: one workspace for each pass."""
+
+
+def measure_model(
+    network: Lumina2Transformer,
+    precision: Precision,
+    *,
+    is_whole: bool,
+    has_dropout: bool,
+    state_bytes: Callable[[int, int], float],
+    updates_in_backward: bool,
+    gradients_stay: bool,
+) -> ModelSize:
+    """Count a model.
+
+    Args:
+        network: With its adapter; may be on the meta device.
+        precision: How it will be stored.
+        is_whole: Its own weights are trained, in that precision; adapters are float32.
+        has_dropout: Of the adapter.
+        state_bytes: Bytes of an optimizer's state on the device, of a parameter with this many elements of this size.
+        updates_in_backward: Each gradient is freed as soon as it is complete.
+        gradients_stay: See `ModelSize`.
+    """
+    itemsize = precision.dtype.itemsize
+    matrix_size = itemsize if precision.matrix_dtype is None else precision.matrix_dtype.itemsize
+    trained_size = itemsize if is_whole else 4
+    matrices = [[tensor.numel() for tensor in swappable_tensors(block)] for block in network.blocks]
+    trained = [p.numel() for p in network.parameters() if p.requires_grad]
+    frozen = sum(p.numel() for p in network.parameters() if not p.requires_grad) - sum(map(sum, matrices))
+    rows = sum(tensor.shape[0] for block in network.blocks for tensor in swappable_tensors(block))
+    scales = 0 if precision.matrix_dtype is None else rows * SCALE_BYTES
+    gradients = sorted(trained)[-2:] if updates_in_backward else trained
+    return ModelSize(
+        config=network.config,
+        itemsize=itemsize,
+        is_8_bit=precision.matrix_dtype is not None,
+        has_dropout=has_dropout,
+        is_whole=is_whole,
+        blocks=tuple(
+            _measure_block(block, sum(numbers) * matrix_size)
+            for block, numbers in zip(network.blocks, matrices, strict=True)
+        ),
+        fixed_bytes=frozen * itemsize + scales + sum(trained) * trained_size,
+        gradient_bytes=sum(gradients) * trained_size,
+        gradients_stay=gradients_stay and not updates_in_backward,
+        optimizer_bytes=round(sum(state_bytes(numel, trained_size) for numel in trained)),
+    )
+
+
+def _measure_block(block: Block, matrix_bytes: int) -> BlockSize:
+    trained = [name for name, parameter in block.named_parameters() if parameter.requires_grad]
+    return BlockSize(
+        matrix_bytes=matrix_bytes,
+        adapted=frozenset(layer for layer in LAYERS if any(name.startswith(layer) for name in trained)),
+        trains_norms=any(not name.startswith(LAYERS) for name in trained),
+    )
+
+
+def largest_batch(lengths: Sequence[tuple[int, int, int]], batch_size: int, *, pads: bool) -> BatchSize:
+    """The batch with the most tokens that a stream of samples may bring.
+
+    Args:
+        lengths: Caption tokens, image tokens and repeats of each sample.
+        batch_size: Samples of a batch. A sample may come as often as its repeats, and again in the next pass.
+        pads: Batches of many sizes are filled up to a few, see `choose_padding`.
+    """
+    ordered = sorted(lengths, key=lambda sample: sample[0] + sample[1], reverse=True)
+    chosen: list[tuple[int, int]] = []
+    for caption, image, repeats in ordered:
+        chosen += [(caption, image)] * min(2 * repeats, batch_size - len(chosen))
+    while len(chosen) < batch_size:  # fewer samples than a batch holds: passes follow one another within it
+        chosen += chosen[: batch_size - len(chosen)]
+    totals = {caption + image for caption, image, _ in lengths}
+    captions, images = [caption for caption, _ in chosen], [image for _, image in chosen]
+    padded = choose_padding(captions, images) if pads and len(totals) > MAX_EXACT_SHAPES else None
+    return BatchSize(
+        caption_tokens=sum(captions) if padded is None else batch_size * padded.caption,
+        image_tokens=sum(images) if padded is None else batch_size * padded.image,
+        is_ragged=batch_size > 1 and len(totals) > 1,
+    )
