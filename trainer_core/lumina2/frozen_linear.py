@@ -5,7 +5,7 @@ Shape suffixes: S tokens, I inputs, O outputs, R rank.
 
 from __future__ import annotations
 
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -70,18 +70,14 @@ def _scaled_product(a: Tensor, b: Tensor, scaling: float) -> Tensor:
     return torch.addmm(a.new_empty(1), a, b, beta=0, alpha=scaling)
 
 
-@runtime_checkable
-class HasFrozenLayer(Protocol):
-    """A module, such as an adapter's, that may be computed as a FrozenLayer."""
-
-    def frozen_layer(self) -> FrozenLayer | None:
-        """None where it computes something else at present."""
-
-
 def find_frozen_layer(module: nn.Module) -> FrozenLayer | None:
-    """What a module computes, if it is a frozen Linear with or without a plain LoRA."""
-    if isinstance(module, HasFrozenLayer):
-        return module.frozen_layer()
+    """What a module computes, if it is a frozen Linear with or without a plain LoRA.
+
+    An adapter's module tells it by a method `frozen_layer`, which returns None where it computes something else.
+    """
+    tell = getattr(module, "frozen_layer", None)
+    if tell is not None:
+        return tell()
     if isinstance(module, QuantizedLinear):
         return FrozenLayer(module, module.update_A_RI, module.update_B_OR)
     return FrozenLayer(module) if type(module) is nn.Linear and not module.weight.requires_grad else None
