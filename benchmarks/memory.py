@@ -14,13 +14,26 @@ import argparse
 import json
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
-
-from benchmarks.processes import MACHINE_SCRIPT, headline, run_alone, write_report
+import torch
+from lumina2_trainer.benchmarks.cases import RANK, SIZES, Case
+from lumina2_trainer.benchmarks.material import Sample, make_samples
+from lumina2_trainer.benchmarks.measure import measure_steps
+from lumina2_trainer.benchmarks.processes import MACHINE_SCRIPT, headline, run_alone, write_report
+from lumina2_trainer.benchmarks.trainers.ours import build_transformer, start_lora_session
+from lumina2_trainer.benchmarks.trainers.prepared import repeat
+from lumina2_trainer.trainer_core.adapters.lora import LoRASettings, attach_lora
+from lumina2_trainer.trainer_core.errors import TrainerError
+from lumina2_trainer.trainer_core.lumina2.precision import PRECISIONS
+from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config, Lumina2Transformer
+from lumina2_trainer.trainer_core.run_memory import device_facts
+from lumina2_trainer.trainer_core.training.memory_estimate import Measures, StepEstimate
+from lumina2_trainer.trainer_core.training.memory_plan import GIB, Budget, Freedom, MemoryPlan, choose_plan
+from lumina2_trainer.trainer_core.training.memory_sizes import BatchSize, measure_model
 
 TIMEOUT_SECONDS = 240
 COLUMNS = (
@@ -38,7 +51,7 @@ class MemoryCase:
     resolution: int
     batch_size: int
     way: str
-    """Key of WAYS, or a number of GiB."""
+    """One of WAYS, or a number of GiB."""
 
     @property
     def name(self) -> str:
@@ -46,13 +59,8 @@ class MemoryCase:
         return f"{prefix}{self.resolution}-b{self.batch_size}-{self.way}"
 
 
-WAYS: dict[str, dict[str, int]] = {
-    "keep": {},
-    "recompute": {"num_recomputed": 30},
-    "slices": {"num_recomputed": 30, "feed_slice": 1024},
-    "offload": {"num_recomputed": 30, "feed_slice": 1024, "num_offloaded": 29},
-}
-"""Fields of Measures."""
+WAYS = ("keep", "recompute", "slices", "offload")
+"""See `fixed_measures`."""
 CASES: dict[str, MemoryCase] = {
     case.name: case
     for precision, resolution, batch_size, ways in (
@@ -106,15 +114,6 @@ def format_row(name: str, result: dict[str, Any]) -> str:
 
 def measure(case: MemoryCase, *, is_tiny: bool) -> dict[str, Any]:
     """One measurement, in this process."""
-    import torch
-    from lumina2_trainer.trainer_core.errors import TrainerError
-
-    from benchmarks.cases import SIZES, Case
-    from benchmarks.material import make_samples
-    from benchmarks.measure import measure_steps
-    from benchmarks.trainers.ours import build_transformer, start_lora_session
-    from benchmarks.trainers.prepared import repeat
-
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     size, resolution = ("demo", case.resolution // 4) if is_tiny else ("full", case.resolution)
     samples = make_samples(
@@ -145,19 +144,8 @@ def measure(case: MemoryCase, *, is_tiny: bool) -> dict[str, Any]:
     }
 
 
-def choose(case: MemoryCase, config: Any, samples: Any, device: Any) -> Any:
+def choose(case: MemoryCase, config: Lumina2Config, samples: Sequence[Sample], device: torch.device) -> MemoryPlan:
     """The plan of a case."""
-    import torch
-    from lumina2_trainer.trainer_core.adapters.lora import LoRASettings, attach_lora
-    from lumina2_trainer.trainer_core.lumina2.precision import PRECISIONS
-    from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Transformer
-    from lumina2_trainer.trainer_core.run_memory import device_facts
-    from lumina2_trainer.trainer_core.training.memory_estimate import Measures, StepEstimate
-    from lumina2_trainer.trainer_core.training.memory_plan import GIB, Budget, Freedom, MemoryPlan, choose_plan
-    from lumina2_trainer.trainer_core.training.memory_sizes import BatchSize, measure_model
-
-    from benchmarks.cases import RANK
-
     with torch.device("meta"):
         network = Lumina2Transformer(config)
         attach_lora(network, LoRASettings(targets="attention"), rank=RANK, alpha=float(RANK), seed=0)
@@ -180,15 +168,22 @@ def choose(case: MemoryCase, config: Any, samples: Any, device: Any) -> Any:
         reason = f"{case.way} GiB allowed"
         budget = Budget(num_bytes=float(case.way) * GIB, reason=reason, remedy="raise memory")
         return choose_plan(estimate, budget, Freedom())
-    limits = {"num_recomputed": len(model.blocks), "num_offloaded": len(model.blocks) - 1}
-    wanted = {name: min(value, limits.get(name, value)) for name, value in WAYS[case.way].items()}
-    measures = Measures(**wanted)
+    measures = fixed_measures(case.way, len(model.blocks))
     return MemoryPlan(
         measures=measures,
         sentence=case.way,
         input_bytes=estimate.input_bytes,
         peak_bytes=estimate.peak(measures),
     )
+
+
+def fixed_measures(way: str, num_blocks: int) -> Measures:
+    """What one of WAYS means."""
+    if way == "keep":
+        return Measures()
+    feed_slice = None if way == "recompute" else 1024
+    num_offloaded = num_blocks - 1 if way == "offload" else 0
+    return Measures(num_recomputed=num_blocks, feed_slice=feed_slice, num_offloaded=num_offloaded)
 
 
 if __name__ == "__main__":
