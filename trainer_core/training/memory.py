@@ -40,7 +40,11 @@ def available_memory(device: torch.device) -> tuple[int, int]:
 
 
 def free_memory(device: torch.device) -> None:
-    """Give memory of models that are no longer referenced back to the device."""
+    """Give memory of models that are no longer referenced back to the device, and pinned memory to the computer."""
     gc.collect()
     if device.type == "cuda":
         torch.cuda.empty_cache()
+        # The function has a public name, torch.accelerator.empty_host_cache, only in later versions than 2.6.
+        empty_host_cache = getattr(torch._C, "_host_emptyCache", None)
+        if empty_host_cache is not None:
+            empty_host_cache()
