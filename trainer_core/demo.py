@@ -60,10 +60,10 @@ def run_demo(context: StepContext) -> str:
     """
     started = time.perf_counter()
     model = steps.load_lumina2(LoadSettings(base="demo", precision="fp32"), context=context)
-    held_out = _read_held_out(model, context)
+    held_out = read_held_out(model, context)
     prompts = "\n".join(held_out.captions)
     validation = ValidationSettings(prompts=prompts, width=RESOLUTION, height=RESOLUTION, every_num_steps=0)
-    dataset = steps.read_dataset_folder(_folder_settings("dataset"), context=context).dataset
+    dataset = steps.read_dataset_folder(demo_folder("dataset"), context=context).dataset
     latents = steps.cache_latents(steps.CacheLatentsSettings(), model=model, dataset=dataset, context=context)
     embeds = steps.cache_text_embeds(
         steps.CacheTextEmbedsSettings(system_prompt="none"),
@@ -86,7 +86,7 @@ def run_demo(context: StepContext) -> str:
     after = steps.validate(validate, model=model, adapter=trained.adapter, context=context).images
     comparison_path = Path(trained.adapter.run_dir) / "before_after.png"
     draw_comparison({"before": before, "after": after}, held_out.captions, comparison_path)
-    losses = _measure(model, held_out, Path(trained.adapter.path), context)
+    losses = measure_adapter(model, held_out, Path(trained.adapter.path), context)
     saved = steps.save_adapter(
         steps.SaveAdapterSettings(name="demo_fluent3d"), adapter=trained.adapter, context=context
     )
@@ -94,14 +94,16 @@ def run_demo(context: StepContext) -> str:
     return _describe(losses, seconds, peak_memory_gib(context.device), trained.reused, comparison_path, saved[0])
 
 
-def _folder_settings(name: str) -> DatasetFolderSettings:
+def demo_folder(name: str) -> DatasetFolderSettings:
+    """One of the two folders of pictures, "dataset" or "held_out"."""
     return DatasetFolderSettings(
         folder=str(DEMO_DIR / name), resolution=RESOLUTION, aspect="square", trigger_words=TRIGGER_WORDS
     )
 
 
-def _read_held_out(model: Lumina2Model, context: StepContext) -> HeldOutSamples:
-    dataset = steps.read_dataset_folder(_folder_settings("held_out"), context=context).dataset
+def read_held_out(model: Lumina2Model, context: StepContext) -> HeldOutSamples:
+    """Cache and read what is not trained on."""
+    dataset = steps.read_dataset_folder(demo_folder("held_out"), context=context).dataset
     latents = steps.cache_latents(steps.CacheLatentsSettings(), model=model, dataset=dataset, context=context)
     embeds = steps.cache_text_embeds(
         steps.CacheTextEmbedsSettings(system_prompt="none"), model=model, dataset=dataset, context=context
@@ -114,7 +116,7 @@ def _read_held_out(model: Lumina2Model, context: StepContext) -> HeldOutSamples:
     )
 
 
-def _measure(
+def measure_adapter(
     model: Lumina2Model, held_out: HeldOutSamples, adapter_path: Path, context: StepContext
 ) -> tuple[HeldOutLoss, HeldOutLoss]:
     """Held-out loss before and after, with the same noise and times."""
