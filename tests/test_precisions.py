@@ -9,8 +9,9 @@ import pytest
 import torch
 from lumina2_trainer.trainer_core import steps
 from lumina2_trainer.trainer_core.adapters.export import read_adapter
-from lumina2_trainer.trainer_core.adapters.lora import LORA_TARGETS, LoRASettings
-from lumina2_trainer.trainer_core.adapters.merge import merge_lora
+from lumina2_trainer.trainer_core.adapters.lora import LoRASettings
+from lumina2_trainer.trainer_core.adapters.merge import merge_adapter
+from lumina2_trainer.trainer_core.adapters.targets import TARGETS
 from lumina2_trainer.trainer_core.errors import StopTraining, TrainerError
 from lumina2_trainer.trainer_core.job import TrainFullSettings, TrainJob
 from lumina2_trainer.trainer_core.job_record import fingerprint_job
@@ -43,7 +44,7 @@ def test_training_follows_float32(fresh: Setup, precision: str) -> None:
 
 
 @pytest.mark.parametrize("precision", EIGHT_BIT)
-@pytest.mark.parametrize("targets", [t for t in LORA_TARGETS if t != "pattern"])
+@pytest.mark.parametrize("targets", [t for t in TARGETS if t != "pattern"])
 def test_every_target_trains_and_recomputes_on_8_bit_weights(fresh: Setup, precision: str, targets: str) -> None:
     setup, settings = with_precision(fresh, precision), LoRASettings(targets=targets, dropout=0.1)
     plain = setup.train(replace(TRAIN, steps=2), adapter_settings=settings)
@@ -110,7 +111,7 @@ def test_merged_adapter_has_the_effect_it_has_beside_float32(fresh: Setup, preci
     def effect(name: str) -> Tensor:
         transformer = load_base_transformer(with_precision(fresh, name).model, CPU).float()
         before = torch.cat([x.flatten() for x in run_packed(transformer, *SAMPLES)])
-        assert merge_lora(transformer, tensors, 1.0) == len(tensors) // 2
+        assert merge_adapter(transformer, tensors, 1.0) == len(tensors) // 2
         return torch.cat([x.flatten() for x in run_packed(transformer, *SAMPLES)]) - before
 
     assert relative_error(effect(precision), effect("fp32")) < 0.3

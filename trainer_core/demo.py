@@ -11,7 +11,7 @@ from torch import Tensor
 from . import steps
 from .adapters.export import read_adapter
 from .adapters.lora import LoRASettings
-from .adapters.merge import merge_lora
+from .adapters.merge import merge_adapter
 from .context import DEMO_DIR, StepContext
 from .data.cache import join_samples, load_embeds, load_latents, read_embed_index, read_latent_index
 from .data.folder import DatasetFolderSettings
@@ -134,7 +134,7 @@ def measure_adapter(
         )
 
     before = measure()
-    merge_lora(transformer, read_adapter(adapter_path).tensors, 1.0)
+    merge_adapter(transformer, read_adapter(adapter_path).tensors, 1.0)
     after = measure()
     free_memory(context.device)
     return before, after

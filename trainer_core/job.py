@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from .adapters.lora import LoRASettings
+from .adapters.kinds import AdapterSettings
 from .data.cache import EmbedCache, LatentCache
 from .errors import TrainerError
 from .lumina2.model_files import Lumina2Model
@@ -102,7 +102,7 @@ class TrainJob:
     latents: LatentCache
     embeds: EmbedCache
     train: TrainLoRASettings | TrainFullSettings
-    adapter: LoRASettings | None = None
+    adapter: AdapterSettings | None = None
     """What is put on the model and trained; None trains the model's own weights."""
     optimizer: OptimizerSettings = field(default_factory=OptimizerSettings)
     noise: NoiseSettings = field(default_factory=NoiseSettings)

@@ -9,6 +9,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .adapters.export import ADAPTER_DTYPES, ADAPTER_FORMATS, read_adapter, write_adapter
+from .adapters.kinds import AdapterSettings
 from .adapters.lora import LoRASettings
 from .context import StepContext
 from .data.cache import EmbedCache, LatentCache
@@ -211,14 +212,14 @@ def train_lora(
     model: Lumina2Model,
     latents: LatentCache,
     embeds: EmbedCache,
-    adapter_settings: LoRASettings | None = None,
+    adapter_settings: AdapterSettings | None = None,
     optimizer_settings: OptimizerSettings | None = None,
     noise_schedule: NoiseSettings | None = None,
     validation: ValidationSettings | None = None,
     checkpoints: CheckpointSettings | None = None,
     context: StepContext,
 ) -> TrainResult:
-    """Train a LoRA, resume it, or return the finished one."""
+    """Train an adapter, resume it, or return the finished one."""
     job = TrainJob(
         model=model,
         latents=latents,

@@ -6,6 +6,7 @@ import dataclasses
 import json
 import logging
 from collections.abc import Sequence
+from pathlib import Path
 
 from filelock import FileLock, Timeout
 
@@ -77,10 +78,11 @@ def _train_to_end(
 ) -> None:
     free_memory(context.device)  # of steps before this one
     start_peak_memory(context.device)
+    weights.check(Path(job.model.base_path))
     memory = plan_memory(job, weights, samples, context.device)
     logger.info("Run %s: %s", run.name, memory.sentence)
     session = _start_session(job, weights, memory, samples, embeds, context)
-    _resume(session, run)
+    _resume(session, run, weights)
     recorder = Recorder(
         job=job,
         run=run,
@@ -150,11 +152,12 @@ def _start_session(
     )
 
 
-def _resume(session: TrainingSession, run: RunFolder) -> None:
+def _resume(session: TrainingSession, run: RunFolder, weights: TrainedWeights) -> None:
     """Go on from the newest checkpoint, and drop what was logged after it."""
     checkpoints = list_checkpoints(run.checkpoints_dir)
     if checkpoints:
         session.step = load_checkpoint(checkpoints[-1], session.parameters, session.optimizer)
+        weights.restore(checkpoints[-1] / weights.file_name)
         logger.info("Run %s goes on from step %d", run.name, session.step)
     run.truncate_log(session.step)
 

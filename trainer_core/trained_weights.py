@@ -3,18 +3,21 @@
 from __future__ import annotations
 
 import json
+import weakref
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
 
+from .adapters.export import read_adapter
 from .adapters.full import unfreeze
-from .adapters.lora import LoRASettings, attach_lora, export_lora
+from .adapters.kinds import ADAPTERS, AdapterSettings
 from .adapters.metadata import RunFacts, adapter_metadata, model_metadata
 from .data.batches import derive_seed
 from .job import TrainJob, TrainLoRASettings
-from .lumina2.checkpoint import AXES_DIMS_KEY
+from .lumina2.checkpoint import AXES_DIMS_KEY, read_config
 from .lumina2.transformer import Lumina2Transformer
 from .run_folder import ADAPTER_FILE, MODEL_FILE
 from .training.adamw_8bit import AdamW8bit
@@ -27,6 +30,9 @@ class TrainedWeights(Protocol):
 
     file_name: str
     """Of the trained weights, in checkpoints and at the end."""
+
+    def check(self, base_path: Path) -> None:
+        """Refuse what does not suit the base; its weights are not read."""
 
     def attach(self, transformer: Lumina2Transformer) -> dict[str, nn.Parameter]:
         """Make the transformer trainable, in place; the parameters by name, in the optimizer's order."""
@@ -42,23 +48,35 @@ class TrainedWeights(Protocol):
     def export(self, parameters: Mapping[str, nn.Parameter]) -> Mapping[str, Tensor]:
         """The file's tensors."""
 
+    def restore(self, path: Path) -> None:
+        """Take over what is not among the parameters from a checkpoint's file of trained weights."""
+
     def metadata(self, facts: RunFacts, transformer: Lumina2Transformer) -> dict[str, str]:
         """What the file says of itself."""
 
 
-class LoRAWeights:
-    """A LoRA in float32 on a frozen model."""
+class AdapterWeights:
+    """An adapter in float32 on a frozen model."""
 
     file_name = ADAPTER_FILE
 
-    def __init__(self, train: TrainLoRASettings, settings: LoRASettings) -> None:
+    def __init__(self, train: TrainLoRASettings, settings: AdapterSettings) -> None:
         self._train = train
         self._settings = settings
+        self._kind = ADAPTERS[settings.kind]
+        self._transformer: weakref.ref[Lumina2Transformer] | None = None
+
+    def check(self, base_path: Path) -> None:
+        with torch.device("meta"):
+            network = Lumina2Transformer(read_config(base_path))
+        self._kind.check(network, self._settings, rank=self._train.rank, alpha=self._train.alpha)
 
     def attach(self, transformer: Lumina2Transformer) -> dict[str, nn.Parameter]:
         train = self._train
         seed = derive_seed(train.seed, "adapter")
-        return attach_lora(transformer, self._settings, rank=train.rank, alpha=train.alpha, seed=seed)
+        parameters = self._kind.attach(transformer, self._settings, rank=train.rank, alpha=train.alpha, seed=seed)
+        self._transformer = weakref.ref(transformer)
+        return parameters
 
     def groups(self, parameters: Mapping[str, nn.Parameter]) -> list[Any]:
         return list(parameters.values())
@@ -69,17 +87,28 @@ class LoRAWeights:
         return UpdateAfterBackward(parameters, optimizer, max_grad_norm)
 
     def export(self, parameters: Mapping[str, nn.Parameter]) -> Mapping[str, Tensor]:
-        return export_lora(dict(parameters), rank=self._train.rank, alpha=self._train.alpha)
+        return self._kind.export(self._attached(), parameters)
+
+    def restore(self, path: Path) -> None:
+        self._kind.restore(self._attached(), read_adapter(path).tensors)
 
     def metadata(self, facts: RunFacts, transformer: Lumina2Transformer) -> dict[str, str]:
-        train = self._train
-        return adapter_metadata(facts, rank=train.rank, alpha=train.alpha, targets=self._settings.targets)
+        train, settings = self._train, self._settings
+        return adapter_metadata(facts, kind=settings.kind, rank=train.rank, alpha=train.alpha, targets=settings.targets)
+
+    def _attached(self) -> Lumina2Transformer:
+        transformer = self._transformer and self._transformer()
+        assert transformer is not None, "the transformer is gone, or the adapter was never attached"
+        return transformer
 
 
 class FullWeights:
     """All of the transformer, in the precision it was loaded in."""
 
     file_name = MODEL_FILE
+
+    def check(self, base_path: Path) -> None:
+        pass
 
     def attach(self, transformer: Lumina2Transformer) -> dict[str, nn.Parameter]:
         return unfreeze(transformer)
@@ -97,6 +126,9 @@ class FullWeights:
     def export(self, parameters: Mapping[str, nn.Parameter]) -> Mapping[str, Tensor]:
         return parameters
 
+    def restore(self, path: Path) -> None:
+        pass
+
     def metadata(self, facts: RunFacts, transformer: Lumina2Transformer) -> dict[str, str]:
         axes = {AXES_DIMS_KEY: json.dumps(list(transformer.config.axes_dims))}
         return {**model_metadata(facts), **axes}
@@ -107,4 +139,4 @@ def choose_trained_weights(job: TrainJob) -> TrainedWeights:
     if job.adapter is None:
         return FullWeights()
     assert isinstance(job.train, TrainLoRASettings), "an adapter comes with its rank"
-    return LoRAWeights(job.train, job.adapter)
+    return AdapterWeights(job.train, job.adapter)

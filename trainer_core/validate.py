@@ -8,7 +8,7 @@ import json
 from pathlib import Path
 
 from .adapters.export import AdapterFile, read_adapter
-from .adapters.merge import merge_lora
+from .adapters.merge import merge_adapter
 from .adapters.metadata import system_prompt_of
 from .context import StepContext
 from .data.cache import load_embeds, read_embed_index
@@ -51,7 +51,7 @@ def draw_validation(
     try:
         transformer = load_base_transformer(model, context.device)
         if content is not None:
-            merge_lora(transformer, content.tensors, settings.strength)
+            merge_adapter(transformer, content.tensors, settings.strength)
         return render_prompts(
             settings,
             transformer=transformer,

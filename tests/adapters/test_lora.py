@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from lumina2_trainer.trainer_core.adapters.convert import convert_adapter, from_diffusers
+from lumina2_trainer.trainer_core.adapters.convert import convert_adapter
 from lumina2_trainer.trainer_core.adapters.export import (
     ADAPTER_DTYPES,
     AdapterFile,
@@ -10,14 +10,14 @@ from lumina2_trainer.trainer_core.adapters.export import (
     to_diffusers,
     write_adapter,
 )
+from lumina2_trainer.trainer_core.adapters.foreign_lora import LoRAFile, to_native_factors
 from lumina2_trainer.trainer_core.adapters.lora import (
-    LORA_TARGETS,
     LoRASettings,
     attach_lora,
     export_lora,
-    target_modules,
 )
-from lumina2_trainer.trainer_core.adapters.merge import merge_lora
+from lumina2_trainer.trainer_core.adapters.merge import merge_adapter
+from lumina2_trainer.trainer_core.adapters.targets import TARGETS, target_modules
 from lumina2_trainer.trainer_core.errors import TrainerError
 from lumina2_trainer.trainer_core.files import write_safetensors_atomically
 
@@ -39,7 +39,7 @@ def trained_lora(targets="attention_mlp", rank=3, alpha=5.0):
     generator = torch.Generator().manual_seed(2)
     for parameter in parameters.values():
         parameter.data = 0.3 * torch.randn(parameter.shape, generator=generator)
-    return transformer, export_lora(parameters, rank=rank, alpha=alpha)
+    return transformer, export_lora(transformer, parameters)
 
 
 @pytest.mark.parametrize(
@@ -56,7 +56,7 @@ def test_targets_choose_the_layers(targets, count):
     assert len(target_modules(tiny_transformer(), settings_for(targets))) == count
 
 
-@pytest.mark.parametrize("targets", LORA_TARGETS)
+@pytest.mark.parametrize("targets", TARGETS)
 def test_lora_starts_as_the_identity_and_then_trains(targets):
     transformer = tiny_transformer()
     before = run_packed(transformer, *SAMPLES)
@@ -77,11 +77,11 @@ def test_same_seed_gives_the_same_start():
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-@pytest.mark.parametrize("targets", LORA_TARGETS)
+@pytest.mark.parametrize("targets", TARGETS)
 def test_exported_file_merged_into_the_base_has_the_same_effect(targets):
     with_adapter, tensors = trained_lora(targets)
     merged = tiny_transformer()
-    assert merge_lora(merged, tensors, 1.0) == len(tensors) // 2
+    assert merge_adapter(merged, tensors, 1.0) == len(tensors) // 2
     for ours, theirs in zip(run_packed(with_adapter, *SAMPLES), run_packed(merged, *SAMPLES), strict=True):
         assert relative_error(theirs, ours) < 1e-5
 
@@ -89,12 +89,12 @@ def test_exported_file_merged_into_the_base_has_the_same_effect(targets):
 def test_strength_zero_changes_nothing():
     _, tensors = trained_lora()
     merged = tiny_transformer()
-    merge_lora(merged, tensors, 0.0)
+    merge_adapter(merged, tensors, 0.0)
     before = tiny_transformer().state_dict()
     assert all(torch.equal(tensor, before[name]) for name, tensor in merged.state_dict().items())
 
 
-@pytest.mark.parametrize("targets", LORA_TARGETS)
+@pytest.mark.parametrize("targets", TARGETS)
 def test_diffusers_file_has_the_same_effect_in_diffusers(targets, tmp_path):
     with_adapter, tensors = trained_lora(targets)
     path = tmp_path / "diffusers.safetensors"
@@ -127,13 +127,13 @@ def test_separate_q_k_v_are_fused_exactly():
     for name in split:
         if "lora_A" in name:
             split[name] = torch.randn(split[name].shape, generator=generator)
-    fused = from_diffusers(split)
+    fused = to_native_factors(LoRAFile(tensors=split), "split")
     stem = "layers.1.attn.to_"
     expected = torch.cat(
         [split[f"transformer.{stem}{x}.lora_B.weight"] @ split[f"transformer.{stem}{x}.lora_A.weight"] for x in "qkv"]
     )
-    key = "diffusion_model.layers.1.attention.qkv"
-    torch.testing.assert_close(fused[f"{key}.lora_B.weight"] @ fused[f"{key}.lora_A.weight"], expected)
+    down, up = fused["layers.1.attention.qkv"]
+    torch.testing.assert_close(up @ down, expected)
 
 
 @pytest.mark.parametrize("dtype", ADAPTER_DTYPES)
@@ -158,7 +158,7 @@ def test_adapter_of_another_size_is_refused():
     _, tensors = trained_lora("attention")
     wrong = {key: torch.cat([value, value]) if "lora_B" in key else value for key, value in tensors.items()}
     with pytest.raises(TrainerError, match="trained on another size of Lumina2"):
-        merge_lora(tiny_transformer(), wrong, 1.0)
+        merge_adapter(tiny_transformer(), wrong, 1.0)
 
 
 def test_pattern_errors_name_the_pattern():

@@ -13,7 +13,7 @@ import torch
 from lumina2_trainer.trainer_core import steps
 from lumina2_trainer.trainer_core.adapters.export import read_adapter
 from lumina2_trainer.trainer_core.adapters.lora import LoRASettings
-from lumina2_trainer.trainer_core.adapters.merge import merge_lora
+from lumina2_trainer.trainer_core.adapters.merge import merge_adapter
 from lumina2_trainer.trainer_core.lumina2.checkpoint import load_transformer
 from lumina2_trainer.trainer_core.lumina2.prompts import SYSTEM_PROMPTS, build_prompt
 from lumina2_trainer.trainer_core.validation.settings import ValidateSettings
@@ -70,7 +70,7 @@ def compared(
     (folder / "facts.json").write_text(json.dumps(facts))
     usage = host.run(SCRIPT, folder)
     transformer = load_transformer(Path(setup.model.base_path), device=CPU, dtype=torch.float32)
-    merge_lora(transformer, read_adapter(saved[0]).tensors, 1.0)
+    merge_adapter(transformer, read_adapter(saved[0]).tensors, 1.0)
     return {
         "usage": usage,
         "outputs": load_file(folder / "outputs.safetensors"),

@@ -1,81 +1,41 @@
-"""Converting an adapter file between ComfyUI's and diffusers' naming, both ways."""
+"""Converting an adapter file of any naming to ComfyUI's or diffusers'."""
 
 from __future__ import annotations
 
-import re
-from collections.abc import Mapping
 from pathlib import Path
 
-import torch
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import TrainerError
 from ..files import write_safetensors_atomically
-from ..lumina2.name_map import to_native_module
-from .export import ADAPTER_FORMATS, COMFYUI_KEY
-
-DIFFUSERS_KEY = re.compile(r"transformer\.(.+)\.lora_([AB])\.weight")
+from .export import ADAPTER_FORMATS, COMFYUI_PREFIX
+from .file_kinds import is_native
+from .foreign_lora import PEFT_METADATA, LoRAFile, read_lora_file, to_native_factors
 
 
 def convert_adapter(source: Path, target: Path, to: str) -> None:
     """Convert a file; its metadata is kept.
 
     Args:
-        source: In either naming.
+        source: A LoRA in any naming, or an adapter of another kind in ComfyUI's.
         target: Written; must not exist.
         to: Key of ADAPTER_FORMATS.
 
     Raises:
-        TrainerError: The source is no LoRA in either naming, or the target exists.
+        TrainerError: The source is no adapter for Lumina2, or cannot have that naming, or the target exists.
     """
     if target.exists():
         raise TrainerError(f"{target} exists: choose another name, no file is overwritten")
-    try:
-        with safe_open(source, framework="pt") as file:
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
-            metadata = file.metadata()
-    except (SafetensorError, OSError) as error:
-        raise TrainerError(f"{source} cannot be read: {error}") from error
-    if tensors and all(COMFYUI_KEY.fullmatch(name) for name in tensors):
-        native = tensors
-    elif tensors and all(DIFFUSERS_KEY.fullmatch(name) for name in tensors):
-        native = from_diffusers(tensors)
-    else:
-        raise TrainerError(f"{source} is not a LoRA for Lumina2 in ComfyUI's or diffusers' naming")
+    file = read_lora_file(source)
+    native = file.tensors if is_native(file.tensors) else _renamed(file, source.name)
+    metadata = {name: value for name, value in file.metadata.items() if name != PEFT_METADATA}  # alpha is folded now
     write_safetensors_atomically(target, ADAPTER_FORMATS[to](native), metadata)
 
 
-def from_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """ComfyUI keys from diffusers', exactly.
-
-    q, k and v that share one A keep their rank; otherwise their A are stacked and their B put on the block diagonal.
-
-    Raises:
-        TrainerError: A layer is unknown, or only some of q, k and v are adapted.
-    """
-    groups: dict[str, dict[int | None, tuple[Tensor, Tensor]]] = {}
-    for key, up in tensors.items():
-        module, part = DIFFUSERS_KEY.fullmatch(key).groups()  # type: ignore[union-attr]
-        if part == "A":
-            continue
-        found = to_native_module(module)
-        if found is None:
-            raise TrainerError(f"{module} is not a layer of Lumina2")
-        down = tensors[key.replace("lora_B", "lora_A")]
-        groups.setdefault(found[0], {})[found[1]] = (down, up)
-    native = {}
-    for module, parts in groups.items():
-        down, up = parts[None] if None in parts else _fuse_qkv(module, parts)
-        native[f"diffusion_model.{module}.lora_A.weight"] = down
-        native[f"diffusion_model.{module}.lora_B.weight"] = up
-    return native
-
-
-def _fuse_qkv(module: str, parts: Mapping[int | None, tuple[Tensor, Tensor]]) -> tuple[Tensor, Tensor]:
-    if set(parts) != {0, 1, 2}:
-        raise TrainerError(f"{module}: the file adapts only some of q, k and v, whose sizes it then does not tell")
-    downs, ups = zip(*(parts[index] for index in range(3)), strict=True)
-    if all(down.shape == downs[0].shape and torch.equal(down, downs[0]) for down in downs):
-        return downs[0], torch.cat(ups)
-    return torch.cat(downs), torch.block_diag(*ups)
+def _renamed(file: LoRAFile, name: str) -> dict[str, Tensor]:
+    factors = to_native_factors(file, name)
+    return {
+        f"{COMFYUI_PREFIX}{module}.lora_{part}.weight": tensor
+        for module, pair in factors.items()
+        for part, tensor in zip("AB", pair, strict=True)
+    }

@@ -15,10 +15,13 @@ from ..errors import TrainerError
 from ..files import find_free_path, write_safetensors_atomically
 from ..lumina2.name_map import to_diffusers_modules
 from ..settings import check_file_name
+from .file_kinds import ADAPTER_KEY
 
 COMFYUI_PREFIX = "diffusion_model."
 ADAPTER_DTYPES: dict[str, torch.dtype] = {"bf16": torch.bfloat16, "fp16": torch.float16, "fp32": torch.float32}
-COMFYUI_KEY = re.compile(r"diffusion_model\.(.+)\.lora_([AB])\.weight")
+EXACT_PARTS = (".dora_scale", ".rescale", ".alpha")
+"""Stay float32: they are near what the base has already, and rounding them would change every row of it."""
+LORA_KEY = re.compile(r"diffusion_model\.(.+)\.lora_([AB])\.weight")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -43,9 +46,9 @@ def read_adapter(path: Path) -> AdapterFile:
             metadata = file.metadata() or {}
     except (SafetensorError, OSError) as error:
         raise TrainerError(f"adapter {path.name} is damaged ({error})") from error
-    foreign = [name for name in tensors if not COMFYUI_KEY.fullmatch(name)]
+    foreign = [name for name in tensors if not ADAPTER_KEY.fullmatch(name)]
     if foreign or not tensors:
-        raise TrainerError(f"adapter {path.name} is not a ComfyUI LoRA for Lumina2: unexpected key {foreign[:1]}")
+        raise TrainerError(f"adapter {path.name} is not a ComfyUI adapter for Lumina2: unexpected key {foreign[:1]}")
     return AdapterFile(tensors=tensors, metadata=metadata)
 
 
@@ -62,10 +65,19 @@ def to_diffusers(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
     Returns:
         `transformer.<module>.lora_A.weight` and `.lora_B.weight`.
+
+    Raises:
+        TrainerError: The adapter is of a kind that diffusers does not load.
     """
+    other = next((key for key in tensors if not LORA_KEY.fullmatch(key)), None)
+    if other is not None:
+        raise TrainerError(
+            f"diffusers loads only plain LoRAs, but this adapter has {other.rpartition('.')[2]}:"
+            " save it in format comfyui"
+        )
     converted = {}
     for key, tensor in tensors.items():
-        module, part = COMFYUI_KEY.fullmatch(key).groups()  # type: ignore[union-attr]
+        module, part = LORA_KEY.fullmatch(key).groups()  # type: ignore[union-attr]
         modules = to_diffusers_modules(module)
         rows = [tensor] * len(modules)
         if len(modules) == 3 and part == "B":
@@ -97,6 +109,9 @@ def write_adapter(adapter: AdapterFile, folder: Path, name: str, adapter_format:
     tensors = ADAPTER_FORMATS[adapter_format](adapter.tensors)
     check_file_name("name", name)
     path = find_free_path(folder, name, ".safetensors")
-    cast = {key: tensor.to(ADAPTER_DTYPES[dtype]) for key, tensor in tensors.items()}
+    cast = {
+        key: tensor if key.endswith(EXACT_PARTS) else tensor.to(ADAPTER_DTYPES[dtype])
+        for key, tensor in tensors.items()
+    }
     write_safetensors_atomically(path, cast, {**adapter.metadata, "modelspec.title": path.stem})
     return path

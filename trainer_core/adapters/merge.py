@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping
 
 import torch
@@ -10,15 +9,20 @@ from torch import Tensor, nn
 
 from ..errors import TrainerError
 from ..lumina2.quantized_linear import QuantizedLinear
+from .file_kinds import Parts, change_of_weight, split_by_module
+
+LOW_RANK_PARTS = {"lora_A.weight", "lora_B.weight"}
 
 
 @torch.no_grad()
-def merge_lora(transformer: nn.Module, tensors: Mapping[str, Tensor], strength: float) -> int:
-    """Add `strength * B A` to each weight, in place, computed in float32; 8-bit weights keep it beside them.
+def merge_adapter(transformer: nn.Module, tensors: Mapping[str, Tensor], strength: float) -> int:
+    """Change each weight that an adapter names, in place, computed in float32.
+
+    An 8-bit layer keeps a LoRA beside its weight, and becomes a plain Linear for any other kind.
 
     Args:
         transformer: In the native layout.
-        tensors: With ComfyUI keys and alpha folded, from `export_lora`.
+        tensors: With ComfyUI keys.
         strength: 1 is as trained.
 
     Returns:
@@ -28,30 +32,42 @@ def merge_lora(transformer: nn.Module, tensors: Mapping[str, Tensor], strength: 
         TrainerError: A key names no weight of this transformer, or its shape does not fit.
     """
     modules = dict(transformer.named_modules())
-    changed = 0
-    for key, down in tensors.items():
-        match = re.fullmatch(r"diffusion_model\.(.+)\.lora_A\.weight", key)
-        if match is None:
-            continue
-        up = tensors[key.replace(".lora_A.", ".lora_B.")]
-        linear = modules.get(match[1])
+    by_module = split_by_module(tensors)
+    for name, parts in by_module.items():
+        linear = modules.get(name)
         if not isinstance(linear, nn.Linear):
-            raise TrainerError(f"the adapter has weights for {match[1]}, which this base does not have")
-        shape = (linear.out_features, linear.in_features)
-        if (up.shape[0], down.shape[1]) != shape:
-            raise TrainerError(
-                f"the adapter was trained on another size of Lumina2: {match[1]} is {shape} here"
-                f" and {(up.shape[0], down.shape[1])} there"
-            )
-        _add(linear, strength * up.float(), down.float())
-        changed += 1
-    return changed
+            raise TrainerError(f"the adapter has weights for {name}, which this base does not have")
+        if isinstance(linear, QuantizedLinear) and set(parts) == LOW_RANK_PARTS:
+            _add_low_rank(name, linear, parts, strength)
+            continue
+        weight = linear.weight
+        merged = (weight.float() + change_of_weight(name, parts, weight, strength)).to(weight.dtype)
+        if isinstance(linear, QuantizedLinear):
+            _replace(modules, name, _plain_linear(merged, linear.bias))
+        else:
+            linear.weight.copy_(merged)
+    return len(by_module)
 
 
-def _add(linear: nn.Linear, up_OR: Tensor, down_RI: Tensor) -> None:
-    if isinstance(linear, QuantizedLinear):
-        linear.add_update(up_OR, down_RI)
-        return
-    weight = linear.weight
-    delta_OI = up_OR.to(weight.device) @ down_RI.to(weight.device)
-    weight.copy_((weight.float() + delta_OI).to(weight.dtype))
+def _add_low_rank(name: str, linear: QuantizedLinear, parts: Parts, strength: float) -> None:
+    up_OR, down_RI = parts["lora_B.weight"].float(), parts["lora_A.weight"].float()
+    shape = (linear.out_features, linear.in_features)
+    if (len(up_OR), down_RI.shape[1]) != shape:
+        raise TrainerError(
+            f"the adapter was trained on another size of Lumina2: {name} is {shape} here"
+            f" and {(len(up_OR), down_RI.shape[1])} there"
+        )
+    linear.add_update(strength * up_OR, down_RI)
+
+
+def _plain_linear(weight_OI: Tensor, bias_O: Tensor | None) -> nn.Linear:
+    linear = nn.Linear(weight_OI.shape[1], weight_OI.shape[0], bias=bias_O is not None, device="meta")
+    linear.weight = nn.Parameter(weight_OI, requires_grad=False)
+    if bias_O is not None:
+        linear.bias = nn.Parameter(bias_O.detach(), requires_grad=False)
+    return linear
+
+
+def _replace(modules: Mapping[str, nn.Module], name: str, new: nn.Module) -> None:
+    parent, _, child = name.rpartition(".")
+    modules[parent].register_module(child, new)

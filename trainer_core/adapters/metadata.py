@@ -37,17 +37,25 @@ class RunFacts:
     """ISO 8601, UTC."""
 
 
-def adapter_metadata(facts: RunFacts, *, rank: int, alpha: float, targets: str) -> dict[str, str]:
+LORA_MODULE = {"ss_network_module": "networks.lora_lumina"}
+
+
+def _lycoris_module(kind: str) -> dict[str, str]:
+    return {"ss_network_module": "lycoris.kohya", "ss_network_args": json.dumps({"algo": kind})}
+
+
+def adapter_metadata(facts: RunFacts, *, kind: str, rank: int, alpha: float, targets: str) -> dict[str, str]:
     """Safetensors metadata: `modelspec.*` (Stability's ModelSpec 1.0.1), `ss_*` (sd-scripts' names), and our own.
 
     alpha / rank is folded into the weights, so a reader must not scale again: the file has no `.alpha` tensors, and
     `ss_network_alpha` equals the rank.
     """
     return {
-        **_run_metadata(facts, "lumina-2/lora"),
-        "ss_network_module": "networks.lora_lumina",
+        **_run_metadata(facts, f"lumina-2/{'lora' if kind == 'lora' else 'lycoris'}"),
+        **(LORA_MODULE if kind == "lora" else _lycoris_module(kind)),
         "ss_network_dim": str(rank),
         "ss_network_alpha": str(float(rank)),
+        "lumina2_trainer.adapter": kind,
         "lumina2_trainer.rank": str(rank),
         "lumina2_trainer.alpha": str(alpha),
         "lumina2_trainer.targets": targets,

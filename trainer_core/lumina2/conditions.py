@@ -63,7 +63,10 @@ class Conditions:
 
 
 def draws_random_numbers(module: nn.Module) -> bool:
-    """Whether dropout of any kind is active in a module, in that of an adapter that replaced a layer's forward too."""
+    """Whether dropout of any kind is active in a module, in that of an adapter that replaced a layer's forward too.
+
+    A module that draws otherwise says so by an attribute `draws_random_numbers`.
+    """
     return any(_has_active_dropout(layer) for inner in module.modules() for layer in (inner, _owner_of_forward(inner)))
 
 
@@ -75,6 +78,8 @@ def _owner_of_forward(module: nn.Module) -> object:
 def _has_active_dropout(layer: object) -> bool:
     if not getattr(layer, "training", False):
         return False
+    if getattr(layer, "draws_random_numbers", False):
+        return True
     if isinstance(layer, _DropoutNd):
         return layer.p > 0
     values = (getattr(layer, name, None) for name in DROPOUT_ATTRIBUTES)

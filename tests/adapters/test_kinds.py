@@ -1,0 +1,195 @@
+"""Every kind of adapter: identity at the start, training, and the same effect from the file."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from lumina2_trainer.trainer_core.adapters.file_kinds import FILE_KINDS, find_kind, split_by_module
+from lumina2_trainer.trainer_core.adapters.kinds import ADAPTERS, AdapterSettings
+from lumina2_trainer.trainer_core.adapters.lora import LoRASettings
+from lumina2_trainer.trainer_core.adapters.lycoris_settings import LYCORIS_ALGORITHMS, LyCORISSettings
+from lumina2_trainer.trainer_core.adapters.merge import merge_adapter
+from lumina2_trainer.trainer_core.lumina2.conditions import draws_random_numbers
+from lumina2_trainer.trainer_core.lumina2.quantized_linear import QuantizedLinear
+from lumina2_trainer.trainer_core.lumina2.recompute import RecomputeBlocks
+from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Transformer
+from torch import Tensor, nn
+
+from ..lumina2.tiny_models import random_samples, relative_error, run_packed, tiny_transformer
+
+SAMPLES = random_samples([(5, 6, 10), (3, 4, 8)])
+RANK, ALPHA = 8, 12.0
+TARGETS = "attention_mlp_modulation"
+VARIANTS: dict[str, AdapterSettings] = {
+    "lora": LoRASettings(targets=TARGETS),
+    "lora, gaussian": LoRASettings(targets=TARGETS, init="gaussian"),
+    "lora, pissa": LoRASettings(targets=TARGETS, init="pissa"),
+    "lora, olora": LoRASettings(targets=TARGETS, init="olora"),
+    "lora, rslora": LoRASettings(targets=TARGETS, use_rslora=True),
+    "lora, dora": LoRASettings(targets=TARGETS, use_dora=True),
+    "lora, overrides": LoRASettings(targets=TARGETS, overrides=r".*feed_forward.* rank=3 alpha=1.5"),
+    **{name: LyCORISSettings(algorithm=name, targets=TARGETS) for name in LYCORIS_ALGORITHMS},
+    "lokr, by rank": LyCORISSettings(targets=TARGETS, full_matrix=False, factor=4),
+    "lokr, both by rank": LyCORISSettings(targets=TARGETS, full_matrix=False, decompose_both=True, factor=-1),
+    "lokr, overrides": LyCORISSettings(targets=TARGETS, overrides=".*attention.* factor=8"),
+    "lokr, dora": LyCORISSettings(targets=TARGETS, weight_decompose=True),
+    "loha, dora": LyCORISSettings(algorithm="loha", targets=TARGETS, weight_decompose=True),
+    "locon, dora": LyCORISSettings(algorithm="locon", targets=TARGETS, weight_decompose=True),
+    "diag-oft, constraint": LyCORISSettings(algorithm="diag-oft", targets=TARGETS, constraint=0.002),
+    "boft, rescaled": LyCORISSettings(algorithm="boft", targets=TARGETS, constraint=0.01, rescaled=True),
+}
+
+
+def attach(
+    settings: AdapterSettings, transformer: Lumina2Transformer | None = None, rank: int = RANK
+) -> tuple[Lumina2Transformer, dict[str, nn.Parameter]]:
+    transformer = tiny_transformer() if transformer is None else transformer
+    return transformer, ADAPTERS[settings.kind].attach(transformer, settings, rank=rank, alpha=ALPHA, seed=1)
+
+
+def scatter(parameters: dict[str, nn.Parameter], share: float = 0.1) -> None:
+    """Move every value away from where it started."""
+    generator = torch.Generator().manual_seed(2)
+    for parameter in parameters.values():
+        scale = share if parameter.ndim != 2 or parameter.shape[1] > 1 else share * parameter.detach().abs().mean()
+        parameter.data += scale * torch.randn(parameter.shape, generator=generator)
+
+
+def export(settings: AdapterSettings, transformer: nn.Module, parameters: dict[str, nn.Parameter]) -> dict[str, Tensor]:
+    return ADAPTERS[settings.kind].export(transformer, parameters)
+
+
+def quantized(transformer: Lumina2Transformer) -> Lumina2Transformer:
+    for block in transformer.blocks:
+        for parent in (block.attention, block.feed_forward):
+            for name, child in list(parent.named_children()):
+                if isinstance(child, nn.Linear):
+                    setattr(parent, name, QuantizedLinear(child.weight.data, None, torch.int8))
+    return transformer
+
+
+def test_every_kind_is_tested() -> None:
+    assert {settings.kind for settings in VARIANTS.values()} == set(ADAPTERS)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_kind_starts_as_the_identity_and_then_trains(variant: str) -> None:
+    before = run_packed(tiny_transformer(), *SAMPLES)
+    transformer, parameters = attach(VARIANTS[variant])
+    for ours, base in zip(run_packed(transformer.train(), *SAMPLES), before, strict=True):
+        assert relative_error(ours, base) < 1e-5
+    assert {id(p) for p in transformer.parameters() if p.requires_grad} == {id(p) for p in parameters.values()}
+    assert all(p.dtype == torch.float32 for p in parameters.values())
+    optimizer = torch.optim.Adam(parameters.values(), lr=1e-3)
+    losses = []
+    for step in range(8):
+        torch.manual_seed(step)
+        loss = sum(x.square().mean() for x in run_packed(transformer, *SAMPLES))
+        loss.backward()
+        optimizer.step()
+        optimizer.zero_grad()
+        losses.append(loss.item())
+    assert losses[-1] < losses[0]
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_file_merged_into_the_base_has_the_same_effect(variant: str) -> None:
+    settings = VARIANTS[variant]
+    transformer, parameters = attach(settings)
+    scatter(parameters)
+    merged = tiny_transformer()
+    tensors = export(settings, transformer, parameters)
+    assert merge_adapter(merged, tensors, 1.0) == len(split_by_module(tensors)) == 7 * 5 + 5
+    base = run_packed(tiny_transformer(), *SAMPLES)
+    for ours, theirs, plain in zip(
+        run_packed(transformer.eval(), *SAMPLES), run_packed(merged, *SAMPLES), base, strict=True
+    ):
+        assert relative_error(ours, plain) > 1e-2, "an adapter without effect would show nothing"
+        assert relative_error(theirs, ours) < 1e-4
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_strength_zero_changes_nothing(variant: str) -> None:
+    settings = VARIANTS[variant]
+    transformer, parameters = attach(settings)
+    scatter(parameters)
+    merged = tiny_transformer()
+    merge_adapter(merged, export(settings, transformer, parameters), 0.0)
+    before = tiny_transformer().state_dict()
+    assert all(torch.equal(tensor, before[name]) for name, tensor in merged.state_dict().items())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_export_reads_the_parameters_it_is_given(variant: str) -> None:
+    settings = VARIANTS[variant]
+    transformer, parameters = attach(settings)
+    other = {name: nn.Parameter(parameter.detach().clone()) for name, parameter in parameters.items()}
+    scatter(other)
+    there = export(settings, transformer, other)
+    scatter(parameters)
+    here = export(settings, transformer, parameters)
+    assert all(torch.equal(there[name], here[name]) for name in here)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_every_kind_works_on_8_bit_weights(variant: str) -> None:
+    settings = replace(VARIANTS[variant], targets="attention_mlp")
+    base = run_packed(quantized(tiny_transformer()), *SAMPLES)
+    transformer, parameters = attach(settings, quantized(tiny_transformer()))
+    for ours, plain in zip(run_packed(transformer, *SAMPLES), base, strict=True):
+        assert relative_error(ours, plain) < 1e-5
+    sum(x.square().mean() for x in run_packed(transformer, *SAMPLES)).backward()
+    scatter(parameters)
+    merged = quantized(tiny_transformer())
+    merge_adapter(merged, export(settings, transformer, parameters), 1.0)
+    for ours, theirs in zip(run_packed(transformer.eval(), *SAMPLES), run_packed(merged, *SAMPLES), strict=True):
+        assert relative_error(theirs, ours) < 1e-4
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_recomputation_gives_the_same_gradients(variant: str) -> None:
+    gradients = []
+    for runner in (None, RecomputeBlocks(num_recomputed=7, feed_slice=32)):
+        transformer, parameters = attach(VARIANTS[variant])
+        scatter(parameters)
+        transformer.train()
+        if draws_random_numbers(transformer):
+            transformer.eval()  # slices draw in another order than whole inputs
+        if runner is not None:
+            transformer.run_block = runner
+        sum(x.square().mean() for x in run_packed(transformer, *SAMPLES)).backward()
+        gradients.append({name: p.grad for name, p in parameters.items() if p.grad is not None})
+    plain, recomputed = gradients
+    assert plain.keys() == recomputed.keys()
+    for name, gradient in plain.items():
+        assert relative_error(recomputed[name], gradient) < 1e-3, name
+
+
+def test_same_seed_gives_the_same_start() -> None:
+    for settings in VARIANTS.values():
+        _, first = attach(settings)
+        torch.manual_seed(123)
+        _, second = attach(settings)
+        assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_kinds_attach_on_the_meta_device(variant: str) -> None:
+    settings = VARIANTS[variant]
+    with torch.device("meta"):
+        network = Lumina2Transformer(tiny_transformer().config)
+        ADAPTERS[settings.kind].check(network, settings, rank=RANK, alpha=ALPHA)
+        parameters = ADAPTERS[settings.kind].attach(network, settings, rank=RANK, alpha=ALPHA, seed=1)
+    _, real = attach(settings)
+    assert {name: p.shape for name, p in parameters.items()} == {name: p.shape for name, p in real.items()}
+
+
+def test_every_file_kind_is_written_by_some_adapter() -> None:
+    seen = set()
+    for settings in VARIANTS.values():
+        transformer, parameters = attach(settings)
+        for module, parts in split_by_module(export(settings, transformer, parameters)).items():
+            seen.add(find_kind(module, parts).change)
+    assert seen == {kind.change for kind in FILE_KINDS.values()}
