@@ -6,7 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-EventKind = Literal["progress", "validation", "checkpoint", "finished", "failed"]
+EventKind = Literal["progress", "validation", "checkpoint", "finished", "failed", "notice"]
 Request = Literal["save", "validate"]
 
 

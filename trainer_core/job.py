@@ -9,6 +9,7 @@ from .data.cache import EmbedCache, LatentCache
 from .errors import TrainerError
 from .lumina2.model_files import Lumina2Model
 from .lumina2.timesteps import NoiseSettings
+from .publish.settings import AT_CHECKPOINTS, HubSettings, TrackingSettings
 from .settings import check_file_name, check_settings, setting
 from .training.memory_setting import parse_memory
 from .training.optimizers import BF16_OPTIMIZERS, HOST_STATE_OPTIMIZERS, OPTIMIZERS
@@ -108,6 +109,8 @@ class TrainJob:
     noise: NoiseSettings = field(default_factory=NoiseSettings)
     validation: ValidationSettings | None = None
     checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
+    tracking: TrackingSettings | None = None
+    hub: HubSettings | None = None
 
     def __post_init__(self) -> None:
         if self.optimizer.num_warmup_steps >= self.train.steps:
@@ -119,6 +122,11 @@ class TrainJob:
             raise TrainerError(
                 f'optimizer_state is "host", which {self.train.optimizer} cannot do: choose'
                 f' optimizer {" or ".join(sorted(HOST_STATE_OPTIMIZERS))}, or optimizer_state "device"'
+            )
+        if self.hub and self.hub.push == AT_CHECKPOINTS and not self.checkpoints.checkpoint_step_interval:
+            raise TrainerError(
+                'push is "checkpoints" but checkpoint_step_interval is 0, so there are none before the end:'
+                ' choose push "end", or raise checkpoint_step_interval in Checkpoints'
             )
         if self.adapter is None:
             self._check_full_training()

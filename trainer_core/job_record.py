@@ -19,7 +19,8 @@ IDENTITY_EXCLUDES = frozenset({"run_name", "gradient_checkpointing", "memory", "
 def fingerprint_job(job: TrainJob) -> str:
     """Identifies what is learned: base, data, adapter, optimizer, noise.
 
-    How a run is watched is left out (validation, checkpoints, recomputation), so that changing it resumes the run.
+    How a run is watched is left out (validation, checkpoints, recomputation, tracking, hub), so that changing it
+    resumes the run.
     """
     identity = {
         "model": [job.model.fingerprint, job.model.precision, job.model.text_attention],
@@ -42,8 +43,13 @@ def describe_job(job: TrainJob, num_samples: int, device: str) -> dict[str, Any]
         **dataclasses.asdict(job),
         "num_samples": num_samples,
         "device": device,
-        "versions": {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}},
+        "versions": package_versions(),
     }
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what comes out."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
 
 
 def _version(package: str) -> str:

@@ -12,6 +12,7 @@ from .data.folder import DatasetFolderSettings
 from .job import TrainFullSettings, TrainLoRASettings
 from .lumina2.model_files import LoadSettings
 from .lumina2.timesteps import NoiseSettings
+from .publish.settings import HubSettings, TrackingSettings
 from .training.settings import CheckpointSettings, OptimizerSettings
 from .validation.settings import ValidateSettings, ValidationSettings
 
@@ -58,13 +59,25 @@ NODE_STEPS: dict[str, NodeStep] = {
             "noise_schedule",
             "validation",
             "checkpoints",
+            "tracking",
+            "hub",
         ),
         outputs=("adapter", None, None, None),
     ),
     "Lumina2TrainFull": NodeStep(
         settings=TrainFullSettings,
         run=steps.train_full,
-        sockets=("model", "latents", "embeds", "optimizer_settings", "noise_schedule", "validation", "checkpoints"),
+        sockets=(
+            "model",
+            "latents",
+            "embeds",
+            "optimizer_settings",
+            "noise_schedule",
+            "validation",
+            "checkpoints",
+            "tracking",
+            "hub",
+        ),
         outputs=("model", None, None),
     ),
     "Lumina2Validate": NodeStep(
@@ -81,5 +94,7 @@ NODE_STEPS: dict[str, NodeStep] = {
     "Lumina2NoiseSchedule": NodeStep(settings=NoiseSettings),
     "Lumina2ValidationPrompts": NodeStep(settings=ValidationSettings),
     "Lumina2Checkpoints": NodeStep(settings=CheckpointSettings),
+    "Lumina2Tracking": NodeStep(settings=TrackingSettings),
+    "Lumina2HubUpload": NodeStep(settings=HubSettings),
 }
 """By node id. The nodes of this pack that are missing here need ComfyUI."""

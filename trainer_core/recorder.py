@@ -16,6 +16,7 @@ from .data.index import EmbedIndex
 from .events import Event
 from .files import write_safetensors_atomically
 from .job import TrainJob
+from .observers import RunObserver
 from .run_folder import RunFolder, step_folder
 from .trained_weights import TrainedWeights
 from .training.checkpoints import prune_checkpoints, save_checkpoint
@@ -38,13 +39,17 @@ class Recorder:
     memory: MemoryPlan
     samples: Sequence[TrainingSample]
     embeds: EmbedIndex
+    observers: Sequence[RunObserver]
     context: StepContext
     _seconds: list[float] = field(default_factory=list)
     _validated_step: int = -1
 
     def record_step(self, record: StepRecord) -> None:
         """Log one step and do what is due after it or was asked for."""
-        self.run.append_log(dataclasses.asdict(record))
+        line = dataclasses.asdict(record)
+        self.run.append_log(line)
+        for observer in self.observers:
+            observer.stepped(line)
         self._seconds = [*self._seconds[1 - SPEED_WINDOW :], record.seconds]
         self._emit_progress(record)
         requests = self.context.take_requests(self.run.name)
@@ -87,6 +92,8 @@ class Recorder:
             metadata=self._metadata(),
             weights_file=self.weights.file_name,
         )
+        for observer in self.observers:
+            observer.checkpointed(step, folder / self.weights.file_name)
         prune_checkpoints(self.run.checkpoints_dir, self.job.checkpoints.num_checkpoints_kept)
         path = (folder / self.weights.file_name).relative_to(self.run.path).as_posix()
         self.context.emit(Event(kind="checkpoint", run=self.run.name, data={"step": step, "path": path}))
@@ -107,6 +114,8 @@ class Recorder:
             should_stop=should_stop,
         )
         self._validated_step = self.session.step
+        for observer in self.observers:
+            observer.validated(self.session.step, paths)
         images = [path.relative_to(self.run.path).as_posix() for path in paths]
         data = {"step": self.session.step, "images": images, "prompts": list(settings.prompt_list)}
         self.context.emit(Event(kind="validation", run=self.run.name, data=data))

@@ -29,6 +29,8 @@ from .lumina2.model_layouts import MODEL_LAYOUTS
 from .lumina2.precision import PRECISIONS
 from .lumina2.prompts import SYSTEM_PROMPTS, UNCONDITIONAL, resolve_system_prompt
 from .lumina2.timesteps import NoiseSettings
+from .publish.settings import HubSettings, TrackingSettings
+from .results import DatasetReport, TrainFullResult, TrainResult, ValidationResult
 from .settings import check_file_name, check_settings, setting
 from .train import train
 from .training.memory import free_memory
@@ -101,53 +103,6 @@ class SaveModelSettings:
         check_file_name("name", self.name)
 
 
-@dataclass(frozen=True, kw_only=True)
-class DatasetReport:
-    """What Dataset Folder found."""
-
-    dataset: Dataset
-    text: str
-    """Counts, buckets, warnings; for people."""
-    contact_sheet_path: Path
-    """PNG with thumbnails, captions and buckets."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainResult:
-    """What training an adapter gives."""
-
-    adapter: Adapter
-    losses: tuple[float, ...]
-    """Loss of each optimizer step of the run."""
-    validation_images: tuple[Path, ...]
-    """Pictures of the last validation, in the order of the prompts; empty without validation."""
-    reused: bool
-    """The run had already finished and nothing was trained."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class TrainFullResult:
-    """What training the model itself gives."""
-
-    model: Lumina2Model
-    """The trained transformer with text encoder and VAE of the base."""
-    losses: tuple[float, ...]
-    """Loss of each optimizer step of the run."""
-    validation_images: tuple[Path, ...]
-    """Pictures of the last validation, in the order of the prompts; empty without validation."""
-    reused: bool
-    """The run had already finished and nothing was trained."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class ValidationResult:
-    """What Validate gives."""
-
-    images: tuple[Path, ...]
-    scores: str
-    """For people; empty while no score is computed."""
-
-
 def load_lumina2(settings: LoadSettings, *, context: StepContext) -> Lumina2Model:
     """Find and check the model's files, without reading weights."""
     return find_model_files(settings, context=context)
@@ -217,6 +172,8 @@ def train_lora(
     noise_schedule: NoiseSettings | None = None,
     validation: ValidationSettings | None = None,
     checkpoints: CheckpointSettings | None = None,
+    tracking: TrackingSettings | None = None,
+    hub: HubSettings | None = None,
     context: StepContext,
 ) -> TrainResult:
     """Train an adapter, resume it, or return the finished one."""
@@ -230,6 +187,8 @@ def train_lora(
         noise=noise_schedule or NoiseSettings(),
         validation=validation,
         checkpoints=checkpoints or CheckpointSettings(),
+        tracking=tracking,
+        hub=hub,
     )
     run, was_finished = train(job, context)
     return TrainResult(
@@ -250,6 +209,8 @@ def train_full(
     noise_schedule: NoiseSettings | None = None,
     validation: ValidationSettings | None = None,
     checkpoints: CheckpointSettings | None = None,
+    tracking: TrackingSettings | None = None,
+    hub: HubSettings | None = None,
     context: StepContext,
 ) -> TrainFullResult:
     """Train the model's own weights, resume, or return the finished model."""
@@ -262,6 +223,8 @@ def train_full(
         noise=noise_schedule or NoiseSettings(),
         validation=validation,
         checkpoints=checkpoints or CheckpointSettings(),
+        tracking=tracking,
+        hub=hub,
     )
     run, was_finished = train(job, context)
     parts = [run.final_path, Path(model.text_encoder_path), Path(model.vae_path)]

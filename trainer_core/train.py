@@ -19,6 +19,7 @@ from .events import Event
 from .job import TrainJob
 from .job_record import describe_job, fingerprint_job
 from .lumina2.base_files import load_base_transformer
+from .observers import RunObserver, observing
 from .recorder import Recorder
 from .run_folder import RunFolder, open_run
 from .run_memory import plan_memory
@@ -44,12 +45,33 @@ def train(job: TrainJob, context: StepContext) -> tuple[RunFolder, bool]:
         TrainerError: The job cannot run, or its loss is no longer finite.
     """
     embeds = read_embed_index(job.embeds)
-    samples = join_samples(read_latent_index(job.latents), embeds)
+    latents = read_latent_index(job.latents)
+    samples = join_samples(latents, embeds)
     _check_validation(job, embeds)
     record = describe_job(job, len(samples), str(context.device))
     weights = choose_trained_weights(job)
     identity = fingerprint_job(job)
     run = open_run(context.runs_dir, job.train.run_name, identity, record, context.workflow, weights.file_name)
+    with observing(job, run, latents, embeds, context) as observers:
+        was_finished = _train_or_reuse(job, weights, run, samples, embeds, observers, context)
+        for observer in observers:
+            observer.finished()
+    final_path = run.final_path.relative_to(run.path)
+    data = {"step": job.train.steps, final_path.stem: final_path.as_posix(), "reused": was_finished}
+    context.emit(Event(kind="finished", run=run.name, data=data))
+    return run, was_finished
+
+
+def _train_or_reuse(
+    job: TrainJob,
+    weights: TrainedWeights,
+    run: RunFolder,
+    samples: Sequence[TrainingSample],
+    embeds: EmbedIndex,
+    observers: Sequence[RunObserver],
+    context: StepContext,
+) -> bool:
+    """Train to the end, unless that was done before; whether it was."""
     try:
         with FileLock(run.path / ".lock", timeout=0):
             was_finished = run.final_path.exists()
@@ -57,15 +79,12 @@ def train(job: TrainJob, context: StepContext) -> tuple[RunFolder, bool]:
                 _tell_of_other_validation(run, job)
             else:
                 with preserved_torch_state(context.device):
-                    _train_to_end(job, weights, run, samples, embeds, context)
+                    _train_to_end(job, weights, run, samples, embeds, observers, context)
+            return was_finished
     except Timeout:
         raise TrainerError(f"run {run.name!r} is being trained by another process: wait, or change run_name") from None
     finally:
         free_memory(context.device)
-    final_path = run.final_path.relative_to(run.path)
-    data = {"step": job.train.steps, final_path.stem: final_path.as_posix(), "reused": was_finished}
-    context.emit(Event(kind="finished", run=run.name, data=data))
-    return run, was_finished
 
 
 def _train_to_end(
@@ -74,6 +93,7 @@ def _train_to_end(
     run: RunFolder,
     samples: Sequence[TrainingSample],
     embeds: EmbedIndex,
+    observers: Sequence[RunObserver],
     context: StepContext,
 ) -> None:
     free_memory(context.device)  # of steps before this one
@@ -83,6 +103,8 @@ def _train_to_end(
     logger.info("Run %s: %s", run.name, memory.sentence)
     session = _start_session(job, weights, memory, samples, embeds, context)
     _resume(session, run, weights)
+    for observer in observers:
+        observer.started(session.step)
     recorder = Recorder(
         job=job,
         run=run,
@@ -91,6 +113,7 @@ def _train_to_end(
         memory=memory,
         samples=samples,
         embeds=embeds,
+        observers=observers,
         context=context,
     )
     try:

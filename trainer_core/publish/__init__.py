@@ -1,0 +1,1 @@
+"""Telling others of a run: experiment trackers and the Hugging Face hub."""

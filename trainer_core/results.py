@@ -1,0 +1,57 @@
+"""What the steps give."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from .data.folder import Dataset
+from .job import Adapter
+from .lumina2.model_files import Lumina2Model
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetReport:
+    """What Dataset Folder found."""
+
+    dataset: Dataset
+    text: str
+    """Counts, buckets, warnings; for people."""
+    contact_sheet_path: Path
+    """PNG with thumbnails, captions and buckets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What training an adapter gives."""
+
+    adapter: Adapter
+    losses: tuple[float, ...]
+    """Loss of each optimizer step of the run."""
+    validation_images: tuple[Path, ...]
+    """Pictures of the last validation, in the order of the prompts; empty without validation."""
+    reused: bool
+    """The run had already finished and nothing was trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFullResult:
+    """What training the model itself gives."""
+
+    model: Lumina2Model
+    """The trained transformer with text encoder and VAE of the base."""
+    losses: tuple[float, ...]
+    """Loss of each optimizer step of the run."""
+    validation_images: tuple[Path, ...]
+    """Pictures of the last validation, in the order of the prompts; empty without validation."""
+    reused: bool
+    """The run had already finished and nothing was trained."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationResult:
+    """What Validate gives."""
+
+    images: tuple[Path, ...]
+    scores: str
+    """For people; empty while no score is computed."""
