@@ -7,9 +7,12 @@ import hashlib
 import importlib.metadata
 import json
 import platform
+from pathlib import Path
 from typing import Any
 
+from .adapters.kinds import AdapterSettings
 from .job import TrainJob
+from .lumina2.checkpoint import fingerprint_files
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
 IDENTITY_EXCLUDES = frozenset({"run_name", "gradient_checkpointing", "memory", "optimizer_state"})
@@ -26,7 +29,7 @@ def fingerprint_job(job: TrainJob) -> str:
         "model": [job.model.fingerprint, job.model.precision, job.model.text_attention],
         "data": [job.latents.fingerprint, job.embeds.fingerprint],
         "train": _identity_of(job.train),
-        "adapter": None if job.adapter is None else dataclasses.asdict(job.adapter),
+        "adapter": None if job.adapter is None else _adapter_identity(job.adapter),
         "optimizer": _identity_of(job.optimizer),
         "noise": dataclasses.asdict(job.noise),
     }
@@ -35,6 +38,14 @@ def fingerprint_job(job: TrainJob) -> str:
 
 def _identity_of(settings: Any) -> dict[str, Any]:
     return {k: v for k, v in dataclasses.asdict(settings).items() if k not in IDENTITY_EXCLUDES}
+
+
+def _adapter_identity(settings: AdapterSettings) -> dict[str, Any]:
+    """Its settings, with the content of the file it starts from instead of the name."""
+    identity = dataclasses.asdict(settings)
+    if identity.get("start_from"):
+        identity["start_from"] = fingerprint_files([Path(identity["start_from"])])
+    return identity
 
 
 def describe_job(job: TrainJob, num_samples: int, device: str) -> dict[str, Any]:

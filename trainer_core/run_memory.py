@@ -98,7 +98,7 @@ def measure_job(job: TrainJob, weights: TrainedWeights, device: torch.device) ->
         network,
         PRECISIONS[job.model.precision],
         is_whole=is_whole,
-        has_dropout=job.adapter is not None and job.adapter.dropout > 0,
+        has_dropout=job.adapter is not None and not job.adapter.is_plain,
         state_bytes=lambda numel, itemsize: state_bytes(numel, itemsize, job.optimizer),
         updates_in_backward=is_whole and job.train.optimizer in BF16_OPTIMIZERS and not accumulates,
         gradients_stay=accumulates or device.type == "cuda",  # a CUDA graph keeps them

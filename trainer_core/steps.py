@@ -182,7 +182,7 @@ def train_lora(
         latents=latents,
         embeds=embeds,
         train=settings,
-        adapter=adapter_settings or LoRASettings(),
+        adapter=_located(adapter_settings or LoRASettings(), context),
         optimizer=optimizer_settings or OptimizerSettings(),
         noise=noise_schedule or NoiseSettings(),
         validation=validation,
@@ -197,6 +197,13 @@ def train_lora(
         validation_images=run.last_samples(),
         reused=was_finished,
     )
+
+
+def _located(settings: AdapterSettings, context: StepContext) -> AdapterSettings:
+    """The same settings with the path of the file that the adapter starts from."""
+    if not isinstance(settings, LoRASettings) or not settings.start_from:
+        return settings
+    return replace(settings, start_from=str(context.find_model(("loras",), settings.start_from, "start_from")))
 
 
 def train_full(

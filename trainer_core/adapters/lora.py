@@ -65,6 +65,11 @@ class LoRASettings:
         """Key of ADAPTERS."""
         return "lora"
 
+    @property
+    def is_plain(self) -> bool:
+        """Whether a layer can be computed as one operation with its frozen weight."""
+        return not (self.dropout or self.use_dora)
+
 
 def check_lora(transformer: nn.Module, settings: LoRASettings, *, rank: int, alpha: float) -> None:
     """Check what depends on the network; its weights are not read.

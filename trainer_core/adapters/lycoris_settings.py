@@ -81,6 +81,11 @@ class LyCORISSettings:
         return self.algorithm
 
     @property
+    def is_plain(self) -> bool:
+        """Whether a layer can be computed as one operation with its frozen weight."""
+        return False
+
+    @property
     def override_names(self) -> tuple[str, ...]:
         """What a line of overrides may set."""
         return ("rank", "alpha", "factor") if self.algorithm == "lokr" else ("rank", "alpha")
