@@ -34,9 +34,13 @@ def with_precision(setup: Setup, precision: str) -> Setup:
     return replace(setup, model=replace(setup.model, precision=precision))
 
 
-@pytest.mark.parametrize(("precision", "optimizer"), [("fp32", "adamw"), ("fp32", "adamw8bit"), ("bf16", "adamw8bit")])
+@pytest.mark.parametrize(
+    ("precision", "optimizer"),
+    [("fp32", "adamw"), ("fp32", "adamw8bit"), ("bf16", "adamw8bit"), ("bf16", "adamw_bf16"), ("bf16", "lion")],
+)
 def test_training_lowers_the_loss_on_its_own_samples(fresh: Setup, precision: str, optimizer: str) -> None:
-    settings = replace(TRAIN_FULL, steps=24, batch_size=4, learning_rate=2e-3, caption_dropout=0.0, optimizer=optimizer)
+    rate = 3e-4 if optimizer == "lion" else 2e-3
+    settings = replace(TRAIN_FULL, steps=24, batch_size=4, learning_rate=rate, caption_dropout=0.0, optimizer=optimizer)
     losses = torch.tensor(train_full(with_precision(fresh, precision), settings).losses)
     assert losses[-8:].mean() < 0.6 * losses[:4].mean()
 
@@ -170,10 +174,10 @@ def test_non_finite_loss_updates_nothing_and_keeps_the_work(fresh: Setup, monkey
 def test_gradient_that_is_not_finite_sends_the_run_back_to_its_checkpoint(
     fresh: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from lumina2_trainer.trainer_core.training.adamw_8bit import AdamW8bit
+    from lumina2_trainer.trainer_core.training.rounded_adamw import RoundedAdamW
 
     whole = train_full(fresh.moved_to(fresh.context.output_dir / "whole"))
-    true_update, calls = AdamW8bit.step_parameter, []
+    true_update, calls = RoundedAdamW.step_parameter, []
 
     def poisoned(self, parameter, guard=None):
         calls.append(1)
@@ -182,7 +186,7 @@ def test_gradient_that_is_not_finite_sends_the_run_back_to_its_checkpoint(
             parameter.grad.view(-1)[0] = math.inf
         true_update(self, parameter, guard)
 
-    monkeypatch.setattr(AdamW8bit, "step_parameter", poisoned)
+    monkeypatch.setattr(RoundedAdamW, "step_parameter", poisoned)
     with pytest.raises(TrainerError, match=r"the gradient is not a finite number, .* goes on from its last checkpoint"):
         train_full(fresh, checkpoints=CheckpointSettings(checkpoint_step_interval=2))
     monkeypatch.undo()

@@ -12,7 +12,8 @@ from .lumina2.timesteps import NoiseSettings
 from .publish.settings import AT_CHECKPOINTS, HubSettings, TrackingSettings
 from .settings import check_file_name, check_settings, setting
 from .training.memory_setting import parse_memory
-from .training.optimizers import BF16_OPTIMIZERS, HOST_STATE_OPTIMIZERS, OPTIMIZERS
+from .training.optimizer_checks import check_optimizer
+from .training.optimizers import OPTIMIZERS
 from .training.settings import CheckpointSettings, OptimizerSettings
 from .validation.settings import ValidationSettings
 
@@ -37,7 +38,7 @@ class TrainLoRASettings:
     alpha: float = setting(16.0, minimum=0.001, maximum=4096.0, step=0.1)
     """The adapter's output is scaled by alpha / rank; equal to rank is the plain choice."""
     optimizer: str = setting("adamw", choices=OPTIMIZERS)
-    """The rule that turns gradients into updates."""
+    """The rule that turns gradients into updates; prodigy finds the learning rate itself and wants learning_rate 1."""
     seed: int = setting(42, minimum=0, maximum=2**63 - 1)
     """Decides the order of pictures and every random draw: the same seed gives the same run."""
     run_name: str = setting("my_lora")
@@ -68,8 +69,8 @@ class TrainFullSettings:
     learning_rate: float = setting(1e-5, minimum=0.0, maximum=1.0, step=1e-7)
     """Learning rate after warm-up. The whole model wants a tenth of a LoRA's: 1e-5, or 5e-6 for a long run."""
     optimizer: str = setting("adamw8bit", choices=OPTIMIZERS)
-    """The rule that turns gradients into updates. "adamw8bit" trains bf16 weights in 12 GiB; "adamw" wants precision
-    fp32 in Load Lumina2, and 42 GiB."""
+    """The rule that turns gradients into updates. "adamw8bit" trains bf16 weights in 12 GiB; "adamw_bf16",
+    "lion" and "stableadamw" train them too, the others want precision fp32 in Load Lumina2, "adamw" with 42 GiB."""
     seed: int = setting(42, minimum=0, maximum=2**63 - 1)
     """Decides the order of pictures and every random draw: the same seed gives the same run."""
     run_name: str = setting("my_model")
@@ -118,30 +119,18 @@ class TrainJob:
                 f"num_warmup_steps is {self.optimizer.num_warmup_steps} but the run has only {self.train.steps} steps:"
                 " lower the warm-up or raise steps"
             )
-        if self.optimizer.optimizer_state == "host" and self.train.optimizer not in HOST_STATE_OPTIMIZERS:
-            raise TrainerError(
-                f'optimizer_state is "host", which {self.train.optimizer} cannot do: choose'
-                f' optimizer {" or ".join(sorted(HOST_STATE_OPTIMIZERS))}, or optimizer_state "device"'
-            )
         if self.hub and self.hub.push == AT_CHECKPOINTS and not self.checkpoints.checkpoint_step_interval:
             raise TrainerError(
                 'push is "checkpoints" but checkpoint_step_interval is 0, so there are none before the end:'
                 ' choose push "end", or raise checkpoint_step_interval in Checkpoints'
             )
-        if self.adapter is None:
-            self._check_full_training()
-
-    def _check_full_training(self) -> None:
-        if self.model.precision not in FULL_PRECISIONS:
+        if self.adapter is None and self.model.precision not in FULL_PRECISIONS:
             raise TrainerError(
                 f"precision is {self.model.precision}, which stores weights that cannot be trained:"
                 f" choose {' or '.join(FULL_PRECISIONS)} in Load Lumina2 to train the full model"
             )
-        if self.model.precision == "bf16" and self.train.optimizer not in BF16_OPTIMIZERS:
-            raise TrainerError(
-                f"optimizer is {self.train.optimizer}, whose small updates bf16 weights would lose: choose"
-                f" {' or '.join(sorted(BF16_OPTIMIZERS))}, or precision fp32 in Load Lumina2"
-            )
+        full_precision = self.model.precision if self.adapter is None else None
+        check_optimizer(self.train.optimizer, self.train.learning_rate, self.optimizer, full_precision=full_precision)
 
 
 @dataclass(frozen=True, kw_only=True)

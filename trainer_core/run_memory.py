@@ -22,7 +22,7 @@ from .training.memory_estimate import Measures, StepEstimate
 from .training.memory_plan import GIB, Budget, Freedom, MemoryPlan, choose_plan, describe
 from .training.memory_setting import parse_memory
 from .training.memory_sizes import DeviceFacts, ModelSize, largest_batch, measure_model
-from .training.optimizers import BF16_OPTIMIZERS, OPTIMIZER_STATE_BYTES
+from .training.optimizers import OPTIMIZERS, state_bytes_on_device
 
 TOKEN_PIXELS = 16 * 16
 RESERVED_SHARE = 1 / 16
@@ -93,14 +93,13 @@ def measure_job(job: TrainJob, weights: TrainedWeights, device: torch.device) ->
         weights.attach(network)
     is_whole = job.adapter is None
     accumulates = job.optimizer.gradient_accumulation_steps > 1
-    state_bytes = OPTIMIZER_STATE_BYTES[job.train.optimizer]
     return measure_model(
         network,
         PRECISIONS[job.model.precision],
         is_whole=is_whole,
         has_dropout=job.adapter is not None and not job.adapter.is_plain,
-        state_bytes=lambda numel, itemsize: state_bytes(numel, itemsize, job.optimizer),
-        updates_in_backward=is_whole and job.train.optimizer in BF16_OPTIMIZERS and not accumulates,
+        state_bytes=lambda numel, itemsize: state_bytes_on_device(job.train.optimizer, numel, itemsize, job.optimizer),
+        updates_in_backward=is_whole and OPTIMIZERS[job.train.optimizer].updates_in_backward and not accumulates,
         gradients_stay=accumulates or device.type == "cuda",  # a CUDA graph keeps them
     )
 

@@ -28,7 +28,8 @@ from .trained_weights import TrainedWeights, choose_trained_weights
 from .training.checkpoints import list_checkpoints, load_checkpoint
 from .training.memory import free_memory, start_peak_memory
 from .training.memory_plan import MemoryPlan
-from .training.optimizers import OPTIMIZERS
+from .training.optimizer_checks import check_optimizer_device
+from .training.optimizers import make_optimizer
 from .training.session import StepPlan, TrainingSession
 
 logger = logging.getLogger(__name__)
@@ -48,6 +49,7 @@ def train(job: TrainJob, context: StepContext) -> tuple[RunFolder, bool]:
     latents = read_latent_index(job.latents)
     samples = join_samples(latents, embeds)
     _check_validation(job, embeds)
+    check_optimizer_device(job.train.optimizer, context.device)
     record = describe_job(job, len(samples), str(context.device))
     weights = choose_trained_weights(job)
     identity = fingerprint_job(job)
@@ -151,8 +153,12 @@ def _start_session(
     transformer = load_base_transformer(job.model, context.device, host_blocks=memory.measures.swapped)
     parameters = weights.attach(transformer)
     transformer.run_block = memory.make_runner(transformer, context.device)
-    optimizer = OPTIMIZERS[train.optimizer](
-        weights.groups(parameters), train.learning_rate, job.optimizer, derive_seed(train.seed, "rounding")
+    optimizer = make_optimizer(
+        train.optimizer,
+        parameters,
+        learning_rate=train.learning_rate,
+        settings=job.optimizer,
+        seed=derive_seed(train.seed, "rounding"),
     )
     return TrainingSession(
         transformer=transformer.train(),

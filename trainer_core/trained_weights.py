@@ -6,7 +6,7 @@ import json
 import weakref
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Protocol
 
 import torch
 from torch import Tensor, nn
@@ -20,8 +20,7 @@ from .job import TrainJob, TrainLoRASettings
 from .lumina2.checkpoint import AXES_DIMS_KEY, read_config
 from .lumina2.transformer import Lumina2Transformer
 from .run_folder import ADAPTER_FILE, MODEL_FILE
-from .training.adamw_8bit import AdamW8bit
-from .training.optimizers import decay_groups
+from .training.rounded_adamw import RoundedAdamW
 from .training.updates import UpdateAfterBackward, UpdateInBackward, WeightUpdate
 
 
@@ -36,9 +35,6 @@ class TrainedWeights(Protocol):
 
     def attach(self, transformer: Lumina2Transformer) -> dict[str, nn.Parameter]:
         """Make the transformer trainable, in place; the parameters by name, in the optimizer's order."""
-
-    def groups(self, parameters: Mapping[str, nn.Parameter]) -> list[Any]:
-        """The parameters as the optimizer takes them."""
 
     def make_update(
         self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, max_grad_norm: float
@@ -78,9 +74,6 @@ class AdapterWeights:
         self._transformer = weakref.ref(transformer)
         return parameters
 
-    def groups(self, parameters: Mapping[str, nn.Parameter]) -> list[Any]:
-        return list(parameters.values())
-
     def make_update(
         self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, max_grad_norm: float
     ) -> WeightUpdate:
@@ -113,13 +106,10 @@ class FullWeights:
     def attach(self, transformer: Lumina2Transformer) -> dict[str, nn.Parameter]:
         return unfreeze(transformer)
 
-    def groups(self, parameters: Mapping[str, nn.Parameter]) -> list[Any]:
-        return decay_groups(parameters)
-
     def make_update(
         self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, max_grad_norm: float
     ) -> WeightUpdate:
-        if isinstance(optimizer, AdamW8bit):
+        if isinstance(optimizer, RoundedAdamW):
             return UpdateInBackward(parameters, optimizer, max_rms=max_grad_norm)
         return UpdateAfterBackward(parameters, optimizer, max_grad_norm)
 

@@ -17,7 +17,7 @@ from lumina2_trainer.trainer_core.lumina2.recompute import RecomputeBlocks
 from lumina2_trainer.trainer_core.lumina2.timesteps import NoiseSettings
 from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config, Lumina2Transformer
 from lumina2_trainer.trainer_core.trained_weights import FullWeights
-from lumina2_trainer.trainer_core.training.optimizers import OPTIMIZERS
+from lumina2_trainer.trainer_core.training.optimizers import make_optimizer
 from lumina2_trainer.trainer_core.training.session import StepPlan, TrainingSession
 from lumina2_trainer.trainer_core.training.settings import OptimizerSettings
 from lumina2_trainer.trainer_core.training.updates import WeightUpdate
@@ -60,7 +60,9 @@ def train_full(setup: Setup, *, optimizer_state: str = "device") -> PreparedTrai
     loss = _loss_of_fixed_batch(transformer, samples, precision, setup.device)
     weights, settings = FullWeights(), OptimizerSettings(optimizer_state=optimizer_state)
     parameters = weights.attach(transformer)
-    optimizer = OPTIMIZERS[TrainFullSettings().optimizer](weights.groups(parameters), LEARNING_RATE, settings, 0)
+    optimizer = make_optimizer(
+        TrainFullSettings().optimizer, parameters, learning_rate=LEARNING_RATE, settings=settings, seed=0
+    )
     session = _start_session(
         transformer,
         parameters,

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config, Lumina2Transformer
-from lumina2_trainer.trainer_core.training.adamw_8bit import AdamW8bit, update_on
+from lumina2_trainer.trainer_core.training.rounded_adamw import RoundedAdamW, update_8bit_on
 from lumina2_trainer.trainer_core.training.adamw_8bit_eager import update_eager
 from lumina2_trainer.trainer_core.training.adamw_8bit_numbers import Guard, UpdateNumbers, new_guard_tensors
 from lumina2_trainer.trainer_core.training.moments import moments_size
@@ -31,7 +31,7 @@ CUDA = torch.device("cuda")
 def test_kernels_equal_plain_pytorch(dtype: torch.dtype, shape: tuple[int, ...]) -> None:
     generator = torch.Generator(CUDA).manual_seed(0)
     first = (0.02 * torch.randn(shape, generator=generator, device=CUDA)).to(dtype)
-    updates = (update_eager, update_on(CUDA))
+    updates = (update_eager, update_8bit_on(CUDA))
     assert updates[0] is not updates[1], "triton is not installed"
     weights = [first.clone() for _ in updates]
     buffers = [torch.zeros(moments_size(first.numel()), dtype=torch.uint8, device=CUDA) for _ in updates]
@@ -69,7 +69,7 @@ def train_network(*, is_state_on_host: bool) -> list[torch.Tensor]:
     for parameter in network.parameters():
         parameter.data = (0.03 * torch.randn(parameter.shape, generator=generator, device=CUDA)).bfloat16()
     parameters = dict(network.named_parameters())
-    optimizer = AdamW8bit(parameters.values(), lr=0.0, is_state_on_host=is_state_on_host)
+    optimizer = RoundedAdamW(parameters.values(), lr=0.0, is_state_on_host=is_state_on_host)
     update = UpdateInBackward(parameters, optimizer, max_rms=1.0)
     for _ in range(8):
         inputs = torch.randn(32, 512, generator=generator, device=CUDA).bfloat16()
@@ -115,7 +115,7 @@ def test_a_step_takes_its_moments_and_one_gradient_at_a_time() -> None:
         transformer = Lumina2Transformer(config).bfloat16()
     parameters = dict(transformer.layers.named_parameters())
     size = sum(parameter.numel() for parameter in parameters.values())
-    optimizer = AdamW8bit(parameters.values(), lr=1e-5)
+    optimizer = RoundedAdamW(parameters.values(), lr=1e-5)
     update = UpdateInBackward(parameters, optimizer, max_rms=1.0)
     peaks = []
     for _ in range(2):

@@ -18,7 +18,8 @@ from lumina2_trainer.trainer_core.training.memory_sizes import (
     largest_batch,
     measure_model,
 )
-from lumina2_trainer.trainer_core.training.optimizers import OPTIMIZER_STATE_BYTES, OPTIMIZERS
+from lumina2_trainer.trainer_core.training.optimizers import OPTIMIZERS, make_optimizer, state_bytes_on_device
+from lumina2_trainer.trainer_core.training.settings import OptimizerSettings
 
 from ..lumina2.simulated_gpu import simulate_step
 
@@ -123,5 +124,16 @@ def test_largest_batch_is_filled_up_where_shapes_are() -> None:
     assert (batch.caption_tokens, batch.image_tokens) == (2 * 128, 2 * 4096)
 
 
-def test_every_optimizer_says_how_large_its_state_is() -> None:
-    assert list(OPTIMIZER_STATE_BYTES) == list(OPTIMIZERS)
+@pytest.mark.parametrize("name", [name for name, kind in OPTIMIZERS.items() if not kind.devices])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_every_optimizer_says_how_large_its_state_is(name: str, dtype: torch.dtype) -> None:
+    if dtype is torch.bfloat16 and not OPTIMIZERS[name].trains_bf16:
+        return
+    weight, settings = torch.nn.Parameter(torch.ones(512, 512, dtype=dtype)), OptimizerSettings()
+    optimizer = make_optimizer(name, {"weight": weight}, learning_rate=1.0, settings=settings, seed=0)
+    weight.grad = torch.ones_like(weight)
+    optimizer.step()
+    kept = sum(x.nbytes for x in optimizer.state[weight].values() if isinstance(x, torch.Tensor))
+    assert state_bytes_on_device(name, weight.numel(), dtype.itemsize, settings) == pytest.approx(kept, rel=1e-3)
+    on_host = OptimizerSettings(optimizer_state="host")
+    assert state_bytes_on_device("adamw8bit", weight.numel(), dtype.itemsize, on_host) == 0

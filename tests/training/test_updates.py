@@ -5,23 +5,24 @@ from __future__ import annotations
 import gc
 import math
 import weakref
+from typing import Any
 
 import pytest
 import torch
-from lumina2_trainer.trainer_core.training.adamw_8bit import AdamW8bit
+from lumina2_trainer.trainer_core.training.rounded_adamw import MOMENT_FORMATS, RoundedAdamW
 from lumina2_trainer.trainer_core.training.updates import UpdateAfterBackward, UpdateInBackward, WeightUpdate
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .test_adamw_8bit import small_network
+from .test_rounded_adamw import small_network
 
-Made = tuple[nn.Sequential, AdamW8bit, WeightUpdate]
+Made = tuple[nn.Sequential, RoundedAdamW, WeightUpdate]
 
 
-def make(kind: type, limit: float = 0.0, **settings: bool) -> Made:
+def make(kind: type, limit: float = 0.0, **settings: Any) -> Made:
     network = small_network()
     parameters = dict(network.named_parameters())
-    optimizer = AdamW8bit(parameters.values(), lr=0.0, **settings)
+    optimizer = RoundedAdamW(parameters.values(), lr=0.0, **settings)
     return network, optimizer, kind(parameters, optimizer, limit)
 
 
@@ -47,9 +48,10 @@ def weights_of(made: Made) -> list[Tensor]:
 
 @pytest.mark.parametrize("num_batches", [1, 3])
 @pytest.mark.parametrize("is_state_on_host", [False, True])
-def test_both_ways_give_the_same_weights(num_batches: int, is_state_on_host: bool) -> None:
-    after = make(UpdateAfterBackward)
-    within = make(UpdateInBackward, is_state_on_host=is_state_on_host)
+@pytest.mark.parametrize("moments", MOMENT_FORMATS)
+def test_both_ways_give_the_same_weights(num_batches: int, is_state_on_host: bool, moments: str) -> None:
+    after = make(UpdateAfterBackward, moments=moments)
+    within = make(UpdateInBackward, is_state_on_host=is_state_on_host, moments=moments)
     for step in range(4):
         norms = [run_step(made, step, num_batches) for made in (after, within)]
         assert norms[1] == pytest.approx(norms[0], rel=1e-5)

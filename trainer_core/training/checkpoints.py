@@ -26,7 +26,7 @@ logger = logging.getLogger(__name__)
 
 STATE_TENSORS = "training_state.safetensors"
 STATE_JSON = "training_state.json"
-PARAMETER, OPTIMIZER = "parameter/", "optimizer/"
+PARAMETER, OPTIMIZER, GROUP = "parameter/", "optimizer/", "group/"
 """What names in STATE_TENSORS begin with."""
 
 
@@ -48,8 +48,8 @@ def save_checkpoint(
     Args:
         folder: Its final path; written beside it and renamed.
         step: Optimizer steps done.
-        parameters: What is trained, in the optimizer's order.
-        optimizer: With its state.
+        parameters: What is trained.
+        optimizer: Of these parameters, with its state.
         exported: What other programs read.
         metadata: Of that file.
         weights_file: Name of that file.
@@ -63,13 +63,15 @@ def save_checkpoint(
     if not is_exact:
         tensors.update({f"{PARAMETER}{name}": parameter for name, parameter in parameters.items()})
     plain: dict[str, dict[str, Any]] = {}
-    for name, index in zip(parameters, _parameter_indices(state), strict=True):
-        for key, value in state["state"].get(index, {}).items():
-            if isinstance(value, Tensor):
-                tensors[f"{OPTIMIZER}{name}/{key}"] = value
-            else:
-                plain.setdefault(name, {})[key] = value
+    for name, index in _parameter_indices(parameters, optimizer).items():
+        values = state["state"].get(index, {})
+        tensors.update({f"{OPTIMIZER}{name}/{k}": v for k, v in values.items() if isinstance(v, Tensor)})
+        if values:
+            plain[name] = {k: v for k, v in values.items() if not isinstance(v, Tensor)}
     groups = [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]]
+    for number, group in enumerate(groups):
+        tensors.update({f"{GROUP}{number}/{k}": v for k, v in group.items() if isinstance(v, Tensor)})
+        groups[number] = {k: v for k, v in group.items() if not isinstance(v, Tensor)}
     record = {"step": step, "param_groups": groups, "state": plain, "exact_weights": weights_file if is_exact else None}
     try:
         write_safetensors_atomically(temporary / STATE_TENSORS, tensors)
@@ -80,8 +82,12 @@ def save_checkpoint(
         shutil.rmtree(temporary, ignore_errors=True)
 
 
-def _parameter_indices(state: Mapping[str, Any]) -> list[int]:
-    return [index for group in state["param_groups"] for index in group["params"]]
+def _parameter_indices(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, int]:
+    """By name, what an optimizer's state calls each parameter: groups may have another order."""
+    ordered = [id(parameter) for group in optimizer.param_groups for parameter in group["params"]]
+    assert len(ordered) == len(parameters), "the optimizer has other parameters"
+    places = {identity: index for index, identity in enumerate(ordered)}
+    return {name: places[id(parameter)] for name, parameter in parameters.items()}
 
 
 def list_checkpoints(checkpoints_dir: Path) -> list[Path]:
@@ -125,16 +131,25 @@ def load_checkpoint(folder: Path, parameters: Mapping[str, nn.Parameter], optimi
                 for name, parameter in parameters.items():
                     parameter.copy_(weights.get_tensor(f"{prefix}{name}"))
             groups = [
-                {**kept, "params": group["params"]}
-                for kept, group in zip(record["param_groups"], optimizer.state_dict()["param_groups"], strict=True)
+                {**kept, **_group_tensors(state, number), "params": group["params"]}
+                for number, (kept, group) in enumerate(
+                    zip(record["param_groups"], optimizer.state_dict()["param_groups"], strict=True)
+                )
             ]
-            states = _StoredStates(state, list(parameters), record["state"])
+            indices = _parameter_indices(parameters, optimizer)
+            states = _StoredStates(state, sorted(indices, key=indices.__getitem__), record["state"])
             optimizer.load_state_dict({"state": states, "param_groups": groups})
     except (SafetensorError, json.JSONDecodeError, OSError) as error:
         raise TrainerError(
             f"checkpoint {folder.name} is damaged ({error}): delete it to resume from the one before"
         ) from error
     return int(record["step"])
+
+
+def _group_tensors(file: Any, number: int) -> dict[str, Tensor]:
+    prefix = f"{GROUP}{number}/"
+    # Copies, for the file's tensors are views of the mapped file, which must not stay open.
+    return {k.removeprefix(prefix): file.get_tensor(k).clone() for k in file.keys() if k.startswith(prefix)}  # noqa: SIM118
 
 
 class _StoredStates(Mapping[int, dict[str, Any]]):
@@ -153,7 +168,6 @@ class _StoredStates(Mapping[int, dict[str, Any]]):
     def __getitem__(self, index: int) -> dict[str, Any]:
         name = self._names[index]
         kinds = self._keys.get(name, [])
-        # The file's tensors are views of the mapped file, which must not stay open.
         tensors = {kind: self._file.get_tensor(f"{OPTIMIZER}{name}/{kind}").clone() for kind in kinds}
         return {**tensors, **self._plain.get(name, {})}
 
@@ -162,3 +176,7 @@ class _StoredStates(Mapping[int, dict[str, Any]]):
 
     def __len__(self) -> int:
         return sum(1 for _ in self)
+
+    def __deepcopy__(self, memo: dict[int, Any]) -> dict[int, dict[str, Any]]:
+        """All of it at once, for optimizers that want a copy of their own (bitsandbytes 0.50)."""
+        return dict(self)

@@ -139,9 +139,7 @@ class TrainingSession:
         step, plan = self.step + 1, self.plan
         num_batches = plan.optimizer.gradient_accumulation_steps
         first_position = (step - 1) * num_batches * plan.batch_size
-        learning_rate = plan.learning_rate * lr_factor(
-            plan.optimizer.lr_schedule, step, plan.num_steps, plan.optimizer.num_warmup_steps
-        )
+        learning_rate = plan.learning_rate * lr_factor(plan.optimizer, step, plan.num_steps)
         losses, timesteps, ids = [], [], []
         for number in range(num_batches):
             position = first_position + number * plan.batch_size

@@ -11,8 +11,8 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
-from .adamw_8bit import AdamW8bit
 from .adamw_8bit_numbers import Guard, new_guard_tensors
+from .rounded_adamw import RoundedAdamW
 
 
 class WeightUpdate(Protocol):
@@ -92,7 +92,7 @@ class UpdateInBackward:
 
     keeps_gradients: ClassVar[bool] = False
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], optimizer: AdamW8bit, max_rms: float) -> None:
+    def __init__(self, parameters: Mapping[str, nn.Parameter], optimizer: RoundedAdamW, max_rms: float) -> None:
         """
         Args:
             parameters: What is trained.

@@ -1,19 +1,27 @@
-"""AdamW with 8-bit moments against PyTorch's in float32: loss, small updates, exact resume, refused updates."""
+"""AdamW with small moments against PyTorch's in float32: loss, small updates, exact resume, refused updates."""
 
 from __future__ import annotations
 
 import copy
+import functools
 import math
 from collections.abc import Callable
 
 import pytest
 import torch
-from lumina2_trainer.trainer_core.training.adamw_8bit import AdamW8bit
 from lumina2_trainer.trainer_core.training.adamw_8bit_numbers import Guard, new_guard_tensors
 from lumina2_trainer.trainer_core.training.moment_stores import HostMoments
+from lumina2_trainer.trainer_core.training.rounded_adamw import MOMENT_FORMATS, RoundedAdamW
 from torch import Tensor, nn
 
 Maker = Callable[..., torch.optim.Optimizer]
+MakeRounded = Callable[..., RoundedAdamW]
+
+
+@pytest.fixture(params=MOMENT_FORMATS)
+def rounded(request: pytest.FixtureRequest) -> MakeRounded:
+    """The optimizer with each format of its moments."""
+    return functools.partial(RoundedAdamW, moments=request.param)
 
 
 def small_network(dtype: torch.dtype = torch.float32) -> nn.Sequential:
@@ -41,16 +49,16 @@ def final_loss(dtype: torch.dtype, make: Maker, num_steps: int = 600, learning_r
         return (network(inputs.to(dtype)).float() - targets).square().mean().item()
 
 
-def test_loss_follows_float32_adamw_where_plain_bfloat16_falls_behind() -> None:
+def test_loss_follows_float32_adamw_where_plain_bfloat16_falls_behind(rounded: MakeRounded) -> None:
     exact = final_loss(torch.float32, torch.optim.AdamW)
-    assert final_loss(torch.float32, AdamW8bit) == pytest.approx(exact, rel=0.02)
-    assert final_loss(torch.bfloat16, AdamW8bit) == pytest.approx(exact, rel=0.04)
+    assert final_loss(torch.float32, rounded) == pytest.approx(exact, rel=0.02)
+    assert final_loss(torch.bfloat16, rounded) == pytest.approx(exact, rel=0.04)
     assert final_loss(torch.bfloat16, torch.optim.AdamW) > 1.15 * exact
 
 
-def test_first_step_equals_adamw() -> None:
+def test_first_step_equals_adamw(rounded: MakeRounded) -> None:
     ours, theirs = small_network(), small_network()
-    for network, make in ((ours, AdamW8bit), (theirs, torch.optim.AdamW)):
+    for network, make in ((ours, rounded), (theirs, torch.optim.AdamW)):
         optimizer = make(network.parameters(), lr=1e-2, betas=(0.8, 0.95), eps=1e-6, weight_decay=0.3)
         network(torch.ones(3, 32)).square().mean().backward()
         optimizer.step()
@@ -58,10 +66,10 @@ def test_first_step_equals_adamw() -> None:
         torch.testing.assert_close(a, b, rtol=1e-6, atol=1e-7)
 
 
-def test_updates_far_below_a_bfloat16_step_add_up() -> None:
+def test_updates_far_below_a_bfloat16_step_add_up(rounded: MakeRounded) -> None:
     # One step of bfloat16 at 1 is 2 ** -7; each update is a hundredth of that.
     weight = nn.Parameter(torch.ones(4096, dtype=torch.bfloat16))
-    optimizer = AdamW8bit([weight], lr=2**-7 / 100, weight_decay=0.0)
+    optimizer = rounded([weight], lr=2**-7 / 100, weight_decay=0.0)
     for _ in range(500):
         weight.grad = torch.full_like(weight, -0.5)
         optimizer.step()
@@ -69,9 +77,9 @@ def test_updates_far_below_a_bfloat16_step_add_up() -> None:
     assert drift == pytest.approx(500 * 2**-7 / 100, rel=0.02)
 
 
-def test_weight_decay_alone_shrinks_bfloat16_weights_at_its_rate() -> None:
+def test_weight_decay_alone_shrinks_bfloat16_weights_at_its_rate(rounded: MakeRounded) -> None:
     weight = nn.Parameter(torch.ones(4096, dtype=torch.bfloat16))
-    optimizer = AdamW8bit([weight], lr=1e-3, weight_decay=0.1)
+    optimizer = rounded([weight], lr=1e-3, weight_decay=0.1)
     for _ in range(1000):
         weight.grad = torch.zeros_like(weight)
         optimizer.step()
@@ -81,7 +89,7 @@ def test_weight_decay_alone_shrinks_bfloat16_weights_at_its_rate() -> None:
 def test_squares_forget_at_their_rate() -> None:
     # Each step changes the mean square by a thousandth: rounding to the nearest of 256 codes would never change it.
     weight = nn.Parameter(torch.zeros(4096))
-    optimizer = AdamW8bit([weight], lr=0.0)
+    optimizer = RoundedAdamW([weight], lr=0.0)
     generator = torch.Generator().manual_seed(0)
     loud = torch.ones(4096)
     for step in range(1500):
@@ -96,10 +104,22 @@ def test_squares_forget_at_their_rate() -> None:
     assert squares.mean().item() == pytest.approx(old * 0.999**1000 + new * 0.03**2, rel=0.03)
 
 
+def test_bfloat16_squares_forget_at_their_rate() -> None:
+    weight = nn.Parameter(torch.zeros(4096))
+    optimizer = RoundedAdamW([weight], lr=0.0, moments="bf16")
+    for step in range(1500):
+        weight.grad = torch.full_like(weight, 1.0 if step < 500 else 0.03)
+        optimizer.step()
+    means, squares = optimizer.state[weight]["moments"].view(torch.bfloat16).chunk(2)
+    assert means.float().mean().item() == pytest.approx(0.03, rel=1e-3)
+    old, new = 1 - 0.999**500, 1 - 0.999**1000
+    assert squares.float().mean().item() == pytest.approx(old * 0.999**1000 + new * 0.03**2, rel=1e-2)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("is_state_on_host", [False, True])
-def test_state_resumes_bit_for_bit(dtype: torch.dtype, is_state_on_host: bool) -> None:
-    def train(network: nn.Module, optimizer: AdamW8bit, steps: range) -> None:
+def test_state_resumes_bit_for_bit(rounded: MakeRounded, dtype: torch.dtype, is_state_on_host: bool) -> None:
+    def train(network: nn.Module, optimizer: RoundedAdamW, steps: range) -> None:
         for step in steps:
             generator = torch.Generator().manual_seed(step)
             network(torch.randn(5, 32, generator=generator).to(dtype)).float().square().mean().backward()
@@ -107,16 +127,16 @@ def test_state_resumes_bit_for_bit(dtype: torch.dtype, is_state_on_host: bool) -
             optimizer.zero_grad()
 
     whole, part = small_network(dtype), small_network(dtype)
-    train(whole, AdamW8bit(whole.parameters(), lr=1e-2, seed=3), range(6))
-    first = AdamW8bit(part.parameters(), lr=1e-2, seed=3, is_state_on_host=is_state_on_host)
+    train(whole, rounded(whole.parameters(), lr=1e-2, seed=3), range(6))
+    first = rounded(part.parameters(), lr=1e-2, seed=3, is_state_on_host=is_state_on_host)
     train(part, first, range(4))
-    second = AdamW8bit(part.parameters(), lr=1e-2, seed=3, is_state_on_host=is_state_on_host)
+    second = rounded(part.parameters(), lr=1e-2, seed=3, is_state_on_host=is_state_on_host)
     second.load_state_dict(copy.deepcopy(first.state_dict()))
     train(part, second, range(4, 6))
     assert all(torch.equal(a, b) for a, b in zip(whole.parameters(), part.parameters(), strict=True))
 
 
-def guarded_update(weight: nn.Parameter, optimizer: AdamW8bit, max_rms: float = math.inf) -> tuple[Tensor, Tensor]:
+def guarded_update(weight: nn.Parameter, optimizer: RoundedAdamW, max_rms: float = math.inf) -> tuple[Tensor, Tensor]:
     is_finite, square_norm = new_guard_tensors(1, weight.device)
     guard = Guard(is_finite=is_finite, square_norm=square_norm, position=0, max_rms=max_rms)
     optimizer.start_step()
@@ -126,9 +146,9 @@ def guarded_update(weight: nn.Parameter, optimizer: AdamW8bit, max_rms: float = 
 
 
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
-def test_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
+def test_gradient_that_is_not_finite_changes_nothing(rounded: MakeRounded, bad: float) -> None:
     weight = nn.Parameter(torch.ones(40, 77))
-    optimizer = AdamW8bit([weight], lr=0.1)
+    optimizer = rounded([weight], lr=0.1)
     weight.grad = torch.ones_like(weight)
     guarded_update(weight, optimizer)
     before, moments = weight.detach().clone(), optimizer.state[weight]["moments"].clone()
@@ -138,11 +158,11 @@ def test_gradient_that_is_not_finite_changes_nothing(bad: float) -> None:
     assert torch.equal(weight, before) and torch.equal(optimizer.state[weight]["moments"], moments)
 
 
-def test_sudden_gradients_move_the_weight_less() -> None:
+def test_sudden_gradients_move_the_weight_less(rounded: MakeRounded) -> None:
     moved = []
     for max_rms in (math.inf, 1.0):
         weight = nn.Parameter(torch.zeros(40, 77))
-        optimizer = AdamW8bit([weight], lr=0.1, betas=(0.0, 0.99), weight_decay=0.0)
+        optimizer = rounded([weight], lr=0.1, betas=(0.0, 0.99), weight_decay=0.0)
         for size in (*[1.0] * 20, 30.0):
             before = weight.detach().clone()
             weight.grad = torch.full_like(weight, size)
