@@ -46,7 +46,7 @@ class DatasetFolder(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **widgets: Any) -> str:
-        return host.fingerprint_folder(widgets.get("folder"))
+        return host.fingerprint_folder(widgets.get("folder"), widgets.get("metadata_file"))
 
     @classmethod
     def execute(cls, dataset: Dataset | None = None, **widgets: Any) -> io.NodeOutput:

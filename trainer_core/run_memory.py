@@ -78,7 +78,7 @@ def estimate_step(
     job: TrainJob, weights: TrainedWeights, samples: Sequence[TrainingSample], device: torch.device
 ) -> StepEstimate:
     """Predict the memory of a job's steps."""
-    lengths = [(_count_rows(s.embeds_path), s.width * s.height // TOKEN_PIXELS, s.repeats) for s in samples]
+    lengths = [(max(map(_count_rows, s.embeds_paths)), s.width * s.height // TOKEN_PIXELS, s.repeats) for s in samples]
     return StepEstimate(
         model=measure_job(job, weights, device),
         batch=largest_batch(lengths, job.train.batch_size, pads=_pads(job, device)),

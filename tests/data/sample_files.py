@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import csv
 import hashlib
+import json
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pytest
 import torch
 from lumina2_trainer.trainer_core.context import StepContext
 from lumina2_trainer.trainer_core.data.folder import Dataset, DatasetFolderSettings, open_dataset
@@ -42,6 +45,31 @@ def write_pictures(folder: Path, sizes: dict[str, tuple[int, int]]) -> None:
         path.parent.mkdir(parents=True, exist_ok=True)
         noise_picture(width, height, seed).save(path)
         path.with_suffix(".txt").write_text(f"caption of {path.stem}", encoding="utf-8")
+
+
+def _write_jsonl(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
+
+
+def _write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with path.open("w", encoding="utf-8", newline="") as file:
+        writer = csv.DictWriter(file, list(rows[0]))
+        writer.writeheader()
+        writer.writerows(rows)
+
+
+def _write_parquet(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    pyarrow = pytest.importorskip("pyarrow")
+    parquet = pytest.importorskip("pyarrow.parquet")
+    parquet.write_table(pyarrow.Table.from_pylist(list(rows)), path)
+
+
+TABLE_WRITERS: dict[str, Callable[[Path, Sequence[dict[str, Any]]], None]] = {
+    "jsonl": _write_jsonl,
+    "csv": _write_csv,
+    "parquet": _write_parquet,
+}
+"""By caption source."""
 
 
 def open_folder(context: StepContext, folder: str = "set", **settings: Any) -> Dataset:

@@ -17,7 +17,7 @@ from lumina2_trainer.trainer_core.data.cache import (
 from lumina2_trainer.trainer_core.data.cache_latents import fill_latent_cache
 from lumina2_trainer.trainer_core.data.cache_text_embeds import PromptPlan, fill_embed_cache
 from lumina2_trainer.trainer_core.data.folder import Dataset, DatasetFolderSettings, open_dataset
-from lumina2_trainer.trainer_core.data.index import EmbedIndex, LatentIndex
+from lumina2_trainer.trainer_core.data.index import EmbedIndex, LatentIndex, write_index
 from lumina2_trainer.trainer_core.errors import StopTraining, TrainerError
 
 from .sample_files import (
@@ -295,3 +295,23 @@ def test_join_samples_refuses_different_datasets(context: StepContext, dataset: 
     noise_picture(64, 64, seed=99).save(other / "b.png")
     with pytest.raises(TrainerError, match=r"different pictures: 1/b\.png and 0 more differ"):
         join_samples(*indexes_of(dataset, open_folder(context, "other"), context))
+
+
+def test_lines_and_shuffles_are_cached_and_drawn(folder: Path, context: StepContext) -> None:
+    (folder / "a.txt").write_text("x, y, z\nwhole")
+    dataset = open_folder(context, caption_lines="one_each", num_tag_shuffles=2, num_tags_kept=0)
+    latents, embeds = indexes_of(dataset, dataset, context)
+    samples = join_samples(latents, embeds)
+    captions = embeds.samples[0].captions
+    assert captions[0] == "x, y, z" and captions[-1] == "whole" and len(captions) in (3, 4)
+    assert [len(sample.embeds_paths) for sample in samples] == [len(captions), 1, 1]
+    for path, text in zip(samples[0].embeds_paths, captions, strict=True):
+        assert torch.equal(load_embeds(path), fake_embeds(f"{SYSTEM} {text}"))
+    samples[0].more_embeds_paths[-1].unlink()
+    with pytest.raises(TrainerError, match="cache entries are gone"):
+        indexes_of_cached(embeds)
+
+
+def indexes_of_cached(embeds: EmbedIndex) -> EmbedIndex:
+    """The index as it is read back from its file."""
+    return read_embed_index(EmbedCache(index_path=str(write_index(embeds)), fingerprint=""))

@@ -18,6 +18,12 @@ from .sample_files import make_context, open_folder, write_pictures
         ({"aspect": "round"}, "aspect is 'round': choose one of buckets, square"),
         ({"caption_source": "one_text", "caption": " \n"}, "caption is empty"),
         ({"trigger_words": "\ud800"}, "trigger_words is .* half of a character"),
+        ({"tag_separator": ""}, "tag_separator is empty: write what stands between two tags"),
+        ({"caption_source": "csv", "file_column": ""}, "file_column is empty: name a column of the csv table"),
+        (
+            {"caption_source": "csv", "metadata_file": "a.jsonl"},
+            "metadata_file is 'a.jsonl' but caption_source is 'csv'",
+        ),
         ({"repeats": 0}, "repeats is 0: it must be at least 1"),
     ],
 )

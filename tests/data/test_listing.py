@@ -125,6 +125,15 @@ def test_fingerprint_changes_with_the_files(tmp_path: Path, context: StepContext
     seen.append(fingerprint_dataset_folder("set", context))
     (folder / "c.png").unlink()
     seen.append(fingerprint_dataset_folder("set", context))
+    (folder / "table.csv").write_text("one")
+    seen.append(fingerprint_dataset_folder("set", context))
+    (folder / "table.csv").write_text("three")
+    seen.append(fingerprint_dataset_folder("set", context))
+    (tmp_path / "input" / "outer.csv").write_text("one")
+    seen.append(fingerprint_dataset_folder("set", context, "outer.csv"))
+    (tmp_path / "input" / "outer.csv").write_text("three")
+    seen.append(fingerprint_dataset_folder("set", context, "outer.csv"))
+    seen.append(fingerprint_dataset_folder("set", context, "missing.csv"))
     assert len(set(seen)) == len(seen)
 
 

@@ -13,7 +13,7 @@ from lumina2_trainer.trainer_core.data.report import write_report
 from lumina2_trainer.trainer_core.data.scan import scan_dataset
 from lumina2_trainer.trainer_core.errors import StopTraining, TrainerError
 
-from .sample_files import Listener, make_context, noise_picture, open_folder, write_pictures
+from .sample_files import TABLE_WRITERS, Listener, make_context, noise_picture, open_folder, write_pictures
 
 
 @pytest.fixture
@@ -168,3 +168,42 @@ def test_a_stopped_scan_remembers_what_it_read(tmp_path: Path, folder: Path, rea
     reads.clear()
     assert len(scan_dataset(open_folder(context), make_context(tmp_path)).pictures) == 40
     assert len(reads) == 39
+
+
+@pytest.mark.parametrize("source", TABLE_WRITERS)
+def test_captions_of_a_table_reach_their_pictures(folder: Path, context: StepContext, source: str) -> None:
+    write_pictures(folder, {"a.png": (64, 64), "sub/b c.png": (64, 64), "d.png": (64, 64)})
+    rows = [("a", "one"), ("sub/b c.png", "two\nlines"), ("gone.png", "three")]
+    TABLE_WRITERS[source](folder / f"t.{source}", [{"file_name": name, "caption": text} for name, text in rows])
+    scanned = scan_dataset(open_folder(context, caption_source=source, caption_lines="one_each"), context)
+    assert {p.id: p.caption.texts for p in scanned.pictures} == {
+        "1/a.png": ("one",),
+        "1/d.png": (),
+        "1/sub/b c.png": ("two", "lines"),
+    }
+    place = {"jsonl": "line 3", "csv": "line 5", "parquet": "row 3"}[source]
+    report = write_report(scanned)
+    assert f"Rows that name no picture of the folder (1):\n  1/t.{source} {place}: gone.png" in report
+    assert f"  1/d.png: no row of t.{source} names it: add one, or remove the picture" in report
+    assert "Neither picture nor caption of one" not in report
+
+
+def test_tables_that_are_not_there_are_refused(tmp_path: Path, folder: Path, context: StepContext) -> None:
+    write_pictures(folder, {"a.png": (64, 64)})
+    with pytest.raises(TrainerError, match=r"of files ending in \.csv 'set' holds none: name one in metadata_file"):
+        scan_dataset(open_folder(context, caption_source="csv"), context)
+    (folder / "b.csv").write_text("file_name,caption\na,x\n")
+    (folder / "c.csv").touch()
+    with pytest.raises(TrainerError, match=r"holds 2 \(b\.csv, c\.csv\): name one"):
+        scan_dataset(open_folder(context, caption_source="csv"), context)
+    scanned = scan_dataset(open_folder(context, caption_source="csv", metadata_file="b.csv"), context)
+    assert scanned.pictures[0].caption.text == "x"
+    (tmp_path / "outside.csv").touch()
+    for name, message in (
+        ("../../outside.csv", "outside of the allowed folders"),
+        ("d.csv", "does not exist"),
+        (str(tmp_path / "outside.csv"), "outside of the allowed folders"),
+        ("x" * 5000 + ".csv", "cannot be opened"),
+    ):
+        with pytest.raises(TrainerError, match=message):
+            scan_dataset(open_folder(context, caption_source="csv", metadata_file=name), context)

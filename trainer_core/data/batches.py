@@ -55,3 +55,11 @@ class SampleStream:
 def sample_generator(seed: int, position: int) -> torch.Generator:
     """The generator of every draw for the sample at a position: time, caption dropout and noise, in this order."""
     return torch.Generator("cpu").manual_seed(derive_seed(seed, "draws", position))
+
+
+def choose_variant(seed: int, position: int, purpose: str, count: int) -> int:
+    """Which of several variants, such as captions, the sample at a position takes; each is as likely as any other.
+
+    A draw of its own: the draws of `sample_generator` are the same however many variants there are.
+    """
+    return derive_seed(seed, purpose, position) % count if count > 1 else 0

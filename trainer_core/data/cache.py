@@ -52,11 +52,20 @@ class TrainingSample:
     file_name: str
     latents_path: Path
     embeds_path: Path
+    """Of its first caption."""
     caption: str
+    """The first."""
     width: int
     """Of the bucket, in pixels."""
     height: int
     repeats: int
+    more_embeds_paths: tuple[Path, ...] = ()
+    """Of its other captions; each time the picture is trained on, one of all is drawn."""
+
+    @property
+    def embeds_paths(self) -> tuple[Path, ...]:
+        """Of all captions."""
+        return (self.embeds_path, *self.more_embeds_paths)
 
 
 def _damaged(folder: str, problem: str) -> CacheDamagedError:
@@ -105,7 +114,7 @@ def read_embed_index(cache: EmbedCache) -> EmbedIndex:
         CacheDamagedError: The index or entries were deleted or damaged.
     """
     index = _read_index(cache.index_path, EMBEDS_FOLDER, EmbedIndex.from_json)
-    captions = [index.path_of(sample) for sample in index.samples]
+    captions = [path for sample in index.samples for path in index.paths_of(sample)]
     _check_entries([*captions, *index.prompts.values(), *index.negative_prompts.values()], EMBEDS_FOLDER)
     return index
 
@@ -154,7 +163,8 @@ def join_samples(latents: LatentIndex, embeds: EmbedIndex) -> tuple[TrainingSamp
             id=sample.id,
             file_name=sample.file_name,
             latents_path=latents.path_of(sample),
-            embeds_path=embeds.path_of(captions[sample.id]),
+            embeds_path=embeds.paths_of(captions[sample.id])[0],
+            more_embeds_paths=embeds.paths_of(captions[sample.id])[1:],
             caption=captions[sample.id].captions[0],
             width=sample.width,
             height=sample.height,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -94,17 +95,17 @@ def fill_embed_cache(
     folder = context.cache_dir / EMBEDS_FOLDER
     pictures = scan_dataset(dataset, context).pictures
     _check_captions(pictures)
-    captions = {p.id: plan.build_prompt(p.caption.text) for p in pictures}
+    captions = {p.id: [plan.build_prompt(text) for text in p.caption.texts] for p in pictures}
     prompts = {prompt: plan.build_prompt(prompt) for prompt in plan.validation_prompts}
     bare = [UNCONDITIONAL, plan.negative_prompt]
     names = {
         text: entry_name(EMBEDS_FOLDER, ENCODING_VERSION, text, encoder_fingerprint, str(dtype))
-        for text in (*captions.values(), *prompts.values(), *bare)
+        for text in (*itertools.chain(*captions.values()), *prompts.values(), *bare)
     }
     _fill(names, folder, load_encoder, dtype, batch_size, context)
     index = EmbedIndex(
         cache_dir=context.cache_dir,
-        samples=tuple(_describe_sample(picture, names[captions[picture.id]]) for picture in pictures),
+        samples=tuple(_describe_sample(p, [names[text] for text in captions[p.id]]) for p in pictures),
         prompts={prompt: folder / names[text] for prompt, text in prompts.items()},
         negative_prompts={text: folder / names[text] for text in bare},
         system_prompt=plan.system_prompt,
@@ -118,7 +119,7 @@ def _check_captions(pictures: Sequence[Picture]) -> None:
     if without:
         first = "; ".join(f"{p.id}: {p.caption.problem}" for p in without[:NAMES_IN_MESSAGE])
         raise TrainerError(
-            f"{len(without)} of {len(pictures)} pictures have no caption: add the text files or change caption_source;"
+            f"{len(without)} of {len(pictures)} pictures have no caption: add them or change caption_source;"
             f" {first}{'; ...' if len(without) > NAMES_IN_MESSAGE else ''}"
         )
 
@@ -128,12 +129,12 @@ def _join_trigger_words(dataset: Dataset) -> str:
     return ", ".join(dict.fromkeys(word for word in words if word))
 
 
-def _describe_sample(picture: Picture, name: str) -> EmbedSample:
+def _describe_sample(picture: Picture, names: Sequence[str]) -> EmbedSample:
     return EmbedSample(
         id=picture.id,
         content_hash=picture.facts.content_hash,
-        captions=(picture.caption.text,),
-        embeds=(name,),
+        captions=picture.caption.texts,
+        embeds=tuple(names),
     )
 
 

@@ -41,7 +41,7 @@ def draw_contact_sheet(scanned: ScannedDataset, folder: Path) -> Path:
         folder: Where sheets lie, named by what they show.
     """
     pictures = _choose(scanned.pictures)
-    shown = [(p.id, p.facts.content_hash, str(p.bucket), p.caption.text, p.caption.problem) for p in pictures]
+    shown = [(p.id, p.facts.content_hash, str(p.bucket), *_caption_parts(p)) for p in pictures]
     content = json.dumps([SHEET_VERSION, len(scanned.pictures), shown])
     path = folder / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.png"
     if not path.exists():
@@ -49,6 +49,13 @@ def draw_contact_sheet(scanned: ScannedDataset, folder: Path) -> Path:
         _draw(pictures, len(scanned.pictures)).save(buffer, "PNG")
         write_bytes_atomically(path, buffer.getvalue())
     return path
+
+
+def _caption_parts(picture: Picture) -> list[str]:
+    """What a tile says of the caption."""
+    caption = picture.caption
+    num_more = [str(len(caption.texts) - 1)] if len(caption.texts) > 1 else []
+    return [caption.text, caption.problem, *num_more]
 
 
 def _choose(pictures: Sequence[Picture]) -> list[Picture]:
@@ -80,7 +87,10 @@ def _draw_tile(
     line_y = top + THUMBNAIL + MARGIN // 2
     repeats = f", {picture.repeats} times" if picture.repeats > 1 else ""
     draw.text((left, line_y), f"{picture.bucket}{repeats}", fill=FAINT_INK, font=font)
-    caption = picture.caption.text or f"NO CAPTION: {picture.caption.problem}"
+    num_more = len(picture.caption.texts) - 1
+    caption = (
+        picture.caption.text + (f" (+{num_more})" if num_more > 0 else "") or f"NO CAPTION: {picture.caption.problem}"
+    )
     ink = WARNING_INK if picture.caption.problem else INK
     caption = _clean(caption)
     font = choose_font(caption, list_fonts(FONT_SIZE))

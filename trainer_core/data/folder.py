@@ -9,7 +9,8 @@ from ..context import DEMO_DIR, StepContext
 from ..errors import TrainerError
 from ..settings import check_settings, setting
 from .buckets import ASPECTS, GRID
-from .captions import CAPTION_SOURCES, add_trigger_words, is_valid_text, join_lines
+from .caption_tables import TABLE_READERS, Columns
+from .captions import CAPTION_LINES, CAPTION_SOURCES, add_trigger_words, is_valid_text, join_lines
 
 DEMO_FOLDER = "demo"
 
@@ -28,7 +29,8 @@ class DatasetFolderSettings:
     centre; "square" crops everything square."""
     caption_source: str = setting("textfile", choices=CAPTION_SOURCES)
     """Where captions come from: "textfile", a .txt beside the picture with the same name; "filename",
-    the picture's name with underscores as spaces; "one_text", the caption below for all."""
+    the picture's name with underscores as spaces; "one_text", the caption below for all; "jsonl", "csv" and "parquet",
+    a table with a row for each picture, see metadata_file."""
     caption: str = setting("", multiline=True)
     """The caption of every picture when caption_source is "one_text"."""
     trigger_words: str = setting("")
@@ -38,6 +40,26 @@ class DatasetFolderSettings:
     """How often each picture counts in one pass over the data; balances folders of different size."""
     include_subfolders: bool = setting(True)
     """Also read pictures in folders inside this folder."""
+    metadata_file: str = setting("")
+    """The table when caption_source is "jsonl", "csv" or "parquet": a path inside the folder, or an absolute path
+    inside an allowed folder. Empty takes the folder's only file of that ending."""
+    file_column: str = setting("file_name")
+    """Column of the table with the picture's path inside the folder, with or without its ending."""
+    caption_column: str = setting("caption")
+    """Column of the table with the caption: a text, or in jsonl and parquet a list of texts, one of which is drawn
+    each time."""
+    fallback_caption_column: str = setting("")
+    """Column of the table that is read where caption_column is empty."""
+    caption_lines: str = setting("join", choices=CAPTION_LINES)
+    """What the lines of a caption are: "join" makes them one caption; "one_each" makes each line a caption of its own.
+    All are cached, and one is drawn each time the picture is trained on."""
+    num_tag_shuffles: int = setting(0, minimum=0, maximum=64)
+    """Shuffled orders of each caption's tags, cached beside the caption as it is written; one is drawn each time. Each
+    takes as long to encode as a caption, and half a MB for 100 tokens. 0 keeps the order."""
+    num_tags_kept: int = setting(1, minimum=0, maximum=64)
+    """Tags at the beginning of a caption that are never shuffled; trigger words always stay in front."""
+    tag_separator: str = setting(",")
+    """What stands between two tags."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -46,11 +68,30 @@ class DatasetFolderSettings:
             raise TrainerError(
                 f"resolution is {self.resolution}: it must be a multiple of {GRID}, such as {below} or {below + GRID}"
             )
-        for name in ("caption", "trigger_words"):
+        for name in ("caption", "trigger_words", "tag_separator"):
             if not is_valid_text(getattr(self, name)):
                 raise TrainerError(f"{name} is {getattr(self, name)!r}: it holds half of a character, type it again")
         if self.caption_source == "one_text" and not add_trigger_words(self.trigger_words, join_lines(self.caption)):
             raise TrainerError("caption is empty: write one, or set caption_source to textfile or filename")
+        if not self.tag_separator:
+            raise TrainerError('tag_separator is empty: write what stands between two tags, such as ","')
+        if self.caption_source in TABLE_READERS:
+            self._check_columns()
+
+    def _check_columns(self) -> None:
+        for name in ("file_column", "caption_column"):
+            if not getattr(self, name):
+                raise TrainerError(f"{name} is empty: name a column of the {self.caption_source} table")
+        if self.metadata_file and not self.metadata_file.lower().endswith(f".{self.caption_source}"):
+            raise TrainerError(
+                f"metadata_file is {self.metadata_file!r} but caption_source is {self.caption_source!r}: name a file"
+                f" ending in .{self.caption_source}, or change caption_source"
+            )
+
+    @property
+    def columns(self) -> Columns:
+        """Columns of the caption table."""
+        return Columns(file=self.file_column, caption=self.caption_column, fallback=self.fallback_caption_column)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -119,8 +119,12 @@ class EmbedIndex:
         return _hash_json([[[s.id, s.embeds] for s in self.samples], self.unconditional.name])
 
     def path_of(self, sample: EmbedSample) -> Path:
-        """Entry of the sample's caption."""
-        return self.cache_dir / EMBEDS_FOLDER / sample.embeds[0]
+        """Entry of the sample's first caption."""
+        return self.paths_of(sample)[0]
+
+    def paths_of(self, sample: EmbedSample) -> tuple[Path, ...]:
+        """Entries of the sample's captions."""
+        return tuple(self.cache_dir / EMBEDS_FOLDER / name for name in sample.embeds)
 
     def find_negative(self, prompt: str) -> Path | None:
         """Entry of a negative prompt as typed, None if it was not encoded."""

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from ..context import StepContext
 from ..errors import TrainerError
+from .caption_tables import TABLE_READERS
 from .captions import CaptionFile, is_valid_text
 from .folder import DatasetFolder, DatasetFolderSettings, open_dataset
 from .images import PICTURE_SUFFIXES
@@ -76,10 +77,46 @@ def list_folder(folder: DatasetFolder, context: StepContext) -> FolderListing:
     return walk.found
 
 
-def fingerprint_dataset_folder(folder: str, context: StepContext) -> str:
+def find_table(folder: DatasetFolder, context: StepContext) -> Path:
+    """The file that holds a folder's captions, where its caption_source is a table.
+
+    Raises:
+        TrainerError: There is none, there are several, or it may not be read.
+    """
+    root, source, name = Path(folder.path), folder.settings.caption_source, folder.settings.metadata_file
+    if name:
+        path = _resolve_table(root, name, context)
+    else:
+        found = sorted(p.name for p in root.iterdir() if p.suffix.lower() == f".{source}" and p.name[0] != ".")
+        if len(found) != 1:
+            held = f"{len(found)} ({', '.join(found[:3])}{', ...' if len(found) > 3 else ''})" if found else "none"
+            raise TrainerError(
+                f"caption_source is {source!r}, but of files ending in .{source} {folder.settings.folder!r} holds"
+                f" {held}: name one in metadata_file"
+            )
+        path = context.resolve_inside_roots(str(root / found[0]), "metadata_file")
+    if not path.is_file():
+        raise TrainerError(f"metadata_file {name or path.name!r} is not a file: name the {source} table")
+    return path
+
+
+def _resolve_table(root: Path, name: str, context: StepContext) -> Path:
+    """A table named relative to the folder, or as folders are."""
+    try:
+        return context.resolve_inside_roots(str(root / name), "metadata_file")
+    except TrainerError:
+        return context.resolve_inside_roots(name, "metadata_file")
+
+
+def fingerprint_dataset_folder(folder: str, context: StepContext, metadata_file: str = "") -> str:
     """Changes when a picture or caption is added, removed, renamed or rewritten; reads no file, so it is cheap.
 
     A folder that cannot be opened gives the error's text, for the error itself belongs to the step.
+
+    Args:
+        folder: As typed.
+        context: Where folders may lie.
+        metadata_file: As typed; a table that lies inside the folder is noticed without being named.
     """
     try:
         dataset = open_dataset(DatasetFolderSettings(folder=folder), context=context)
@@ -87,7 +124,15 @@ def fingerprint_dataset_folder(folder: str, context: StepContext) -> str:
         return str(error)
     listing = list_folder(dataset.folders[0], context)
     files = [(p.name, p.size, p.mtime_ns, _caption_state(p.caption_file)) for p in listing.pictures]
-    state = [files, [(s.name, s.reason) for s in listing.refused], listing.ignored]
+    root = Path(dataset.folders[0].path)
+    tables = [root / name for name in listing.ignored if Path(name).suffix.lower()[1:] in TABLE_READERS]
+    if metadata_file:
+        try:
+            tables.append(_resolve_table(root, metadata_file, context))
+        except TrainerError as error:
+            return str(error)
+    table_states = [_caption_state(CaptionFile(path=path)) for path in tables]
+    state = [files, [(s.name, s.reason) for s in listing.refused], listing.ignored, table_states]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
 

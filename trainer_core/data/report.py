@@ -33,6 +33,7 @@ def write_report(scanned: ScannedDataset) -> str:
         _list("Cropped by more than a quarter", _find_cropped(scanned)),
         _list("Animated, only the first frame is used", (p.id for p in pictures if p.facts.is_animated)),
         _list("Neither picture nor caption of one", (name for f in scanned.folders for name in f.ignored)),
+        _list("Rows that name no picture of the folder", (row for f in scanned.folders for row in f.unused_rows)),
         _list("Subfolders not read, include_subfolders is off", (n for f in scanned.folders for n in f.unread_folders)),
     ]
     return "\n\n".join("\n".join(section) for section in sections if section)
@@ -43,8 +44,15 @@ def _describe_folder(folder: ScannedFolder) -> str:
     trigger = f", trigger words {settings.trigger_words!r}" if settings.trigger_words else ""
     return (
         f"Folder {folder.number}: {settings.folder} ({len(folder.pictures)} pictures x {settings.repeats},"
-        f" resolution {settings.resolution}, {settings.aspect}, captions by {settings.caption_source}{trigger})"
+        f" resolution {settings.resolution}, {settings.aspect}, captions by {settings.caption_source}{trigger}"
+        f"{_describe_variants(folder)})"
     )
+
+
+def _describe_variants(folder: ScannedFolder) -> str:
+    """How many texts are cached, where it is more than one a picture."""
+    num_texts = sum(len(picture.caption.texts) for picture in folder.pictures)
+    return f", {num_texts} texts to encode" if num_texts > len(folder.pictures) else ""
 
 
 def _describe_buckets(pictures: Sequence[Picture]) -> list[str]:

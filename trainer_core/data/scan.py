@@ -8,10 +8,11 @@ from pathlib import Path
 from ..context import StepContext
 from ..errors import TrainerError
 from .buckets import ASPECTS, Bucket
-from .captions import Caption, make_caption
+from .caption_tables import TABLE_READERS, CaptionTable, read_table
+from .captions import Caption, CaptionPlan, make_caption
 from .folder import Dataset, DatasetFolder
 from .images import UnreadablePicture
-from .listing import FolderListing, PictureFile, SkippedFile, list_folder
+from .listing import FolderListing, PictureFile, SkippedFile, find_table, list_folder
 from .picture_index import PictureFacts, examine_pictures
 
 
@@ -41,6 +42,8 @@ class ScannedFolder:
     """Ids of files that are neither pictures nor captions of one."""
     unread_folders: tuple[str, ...]
     """Ids of subfolders left out because include_subfolders is off."""
+    unused_rows: tuple[str, ...] = ()
+    """Rows of the caption table that name no picture of the folder."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -73,26 +76,42 @@ def scan_dataset(dataset: Dataset, context: StepContext) -> ScannedDataset:
                 f"folder {folder.settings.folder!r} is gone: bring it back, or queue Dataset Folder again"
             )
     listings = [list_folder(folder, context) for folder in dataset.folders]
+    tables = [_read_captions(folder, context) for folder in dataset.folders]
     facts = examine_pictures([file for listing in listings for file in listing.pictures], context)
     return ScannedDataset(
         folders=tuple(
-            _scan_folder(number, folder, listing, facts)
-            for number, (folder, listing) in enumerate(zip(dataset.folders, listings, strict=True), start=1)
+            _scan_folder(number, folder, listing, table, facts)
+            for number, (folder, listing, table) in enumerate(
+                zip(dataset.folders, listings, tables, strict=True), start=1
+            )
         )
     )
 
 
+def _read_captions(folder: DatasetFolder, context: StepContext) -> CaptionTable | None:
+    """The table with a folder's captions, if that is where they come from."""
+    settings = folder.settings
+    if settings.caption_source not in TABLE_READERS:
+        return None
+    return read_table(find_table(folder, context), settings.caption_source, settings.columns)
+
+
 def _scan_folder(
-    number: int, folder: DatasetFolder, listing: FolderListing, facts: dict[Path, PictureFacts | UnreadablePicture]
+    number: int,
+    folder: DatasetFolder,
+    listing: FolderListing,
+    table: CaptionTable | None,
+    facts: dict[Path, PictureFacts | UnreadablePicture],
 ) -> ScannedFolder:
     pictures = []
+    plan = _plan_captions(folder, table)
     skipped = [SkippedFile(name=f"{number}/{refused.name}", reason=refused.reason) for refused in listing.refused]
     for file in listing.pictures:
         found = facts[file.path]
         if isinstance(found, UnreadablePicture):
             skipped.append(SkippedFile(name=f"{number}/{file.name}", reason=str(found)))
         else:
-            pictures.append(_describe_picture(number, folder, file, found))
+            pictures.append(_describe_picture(number, folder, plan, file, found))
     if not pictures:
         first = f"; the first of {len(skipped)} left out: {skipped[0].name}: {skipped[0].reason}" if skipped else ""
         raise TrainerError(
@@ -104,24 +123,45 @@ def _scan_folder(
         folder=folder,
         pictures=tuple(pictures),
         skipped=tuple(skipped),
-        ignored=tuple(f"{number}/{name}" for name in listing.ignored),
+        ignored=tuple(f"{number}/{name}" for name in listing.ignored if not _is_table(folder, name, table)),
         unread_folders=tuple(f"{number}/{name}" for name in listing.unread_folders),
+        unused_rows=_describe_unused_rows(number, table, [file.name for file in listing.pictures]),
     )
 
 
-def _describe_picture(number: int, folder: DatasetFolder, file: PictureFile, facts: PictureFacts) -> Picture:
+def _plan_captions(folder: DatasetFolder, table: CaptionTable | None) -> CaptionPlan:
+    settings = folder.settings
+    return CaptionPlan(
+        source=settings.caption_source,
+        fixed_caption=settings.caption,
+        lines=settings.caption_lines,
+        trigger_words=settings.trigger_words,
+        num_tag_shuffles=settings.num_tag_shuffles,
+        num_tags_kept=settings.num_tags_kept,
+        tag_separator=settings.tag_separator,
+        table=table,
+    )
+
+
+def _is_table(folder: DatasetFolder, name: str, table: CaptionTable | None) -> bool:
+    return table is not None and (Path(folder.path) / name).resolve() == table.path.resolve()
+
+
+def _describe_unused_rows(number: int, table: CaptionTable | None, names: list[str]) -> tuple[str, ...]:
+    if table is None:
+        return ()
+    return tuple(f"{number}/{table.name} {row.place}: {row.file}" for row in table.unused(names))
+
+
+def _describe_picture(
+    number: int, folder: DatasetFolder, plan: CaptionPlan, file: PictureFile, facts: PictureFacts
+) -> Picture:
     settings = folder.settings
     return Picture(
         id=f"{number}/{file.name}",
         path=file.path,
         facts=facts,
         bucket=ASPECTS[settings.aspect](facts.width, facts.height, settings.resolution),
-        caption=make_caption(
-            settings.caption_source,
-            stem=file.path.stem,
-            caption_file=file.caption_file,
-            fixed_caption=settings.caption,
-            trigger_words=settings.trigger_words,
-        ),
+        caption=make_caption(plan, name=file.name, caption_file=file.caption_file),
         repeats=settings.repeats,
     )

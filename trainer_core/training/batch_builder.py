@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data.batches import SampleStream, sample_generator
+from ..data.batches import SampleStream, choose_variant, sample_generator
 from ..data.cache import TrainingSample, load_embeds, load_latents
 from ..lumina2.objective import NoisyBatch, make_noisy_batch
 from ..lumina2.timesteps import NoiseSettings, draw_timesteps
@@ -82,8 +82,9 @@ class BatchBuilder:
         self._noise = noise
         self._axes_dims = axes_dims
         self._shapes = shapes
-        # Wraps a function, not a method: that would tie this object to itself.
-        self._load = functools.lru_cache(maxsize=SAMPLES_IN_MEMORY)(functools.partial(_read_sample, samples))
+        # They wrap functions, not methods: that would tie this object to itself.
+        self._load_latents = functools.lru_cache(maxsize=SAMPLES_IN_MEMORY)(load_latents)
+        self._load_embeds = functools.lru_cache(maxsize=SAMPLES_IN_MEMORY)(load_embeds)
 
     def build(self, first_position: int) -> TrainingBatch:
         """The batch that starts at a position of the stream, on the CPU.
@@ -94,7 +95,7 @@ class BatchBuilder:
         latents, noise, timesteps, embeds, ids = [], [], [], [], []
         for position in range(first_position, first_position + self._batch_size):
             index = self._stream.sample_at(position)
-            latents_CHW, embeds_LD = self._load(index)
+            latents_CHW, embeds_LD = self._load(self._samples[index], position)
             generator = sample_generator(self._seed, position)
             num_tokens = latents_CHW.shape[-2] * latents_CHW.shape[-1] // 4
             timesteps.append(draw_timesteps(self._noise, (num_tokens,), generator))
@@ -110,7 +111,8 @@ class BatchBuilder:
         noisy = make_noisy_batch(latents, noise, timesteps_B, embeds, self._axes_dims, CPU, padded)
         return TrainingBatch(noisy=noisy, timesteps_B=timesteps_B, ids=ids)
 
-
-def _read_sample(samples: Sequence[TrainingSample], index: int) -> tuple[Tensor, Tensor]:
-    """Latents and text states of one sample."""
-    return load_latents(samples[index].latents_path), load_embeds(samples[index].embeds_path)
+    def _load(self, sample: TrainingSample, position: int) -> tuple[Tensor, Tensor]:
+        """Latents and the text states of one of the captions."""
+        paths = sample.embeds_paths
+        caption = choose_variant(self._seed, position, "caption", len(paths))
+        return self._load_latents(sample.latents_path), self._load_embeds(paths[caption])
