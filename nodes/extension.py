@@ -36,6 +36,7 @@ class Lumina2TrainerExtension(ComfyExtension):
             save_model.SaveModel,
             inference.Lumina2ForInference,
             settings_nodes.LoRASettings,
+            settings_nodes.LyCORISSettings,
             settings_nodes.OptimizerSettings,
             settings_nodes.NoiseSchedule,
             settings_nodes.ValidationPrompts,

@@ -7,6 +7,7 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trainer_core.adapters.lora import LoRASettings as LoRASettingsValues
+from ..trainer_core.adapters.lycoris_settings import LyCORISSettings as LyCORISSettingsValues
 from ..trainer_core.lumina2.timesteps import NoiseSettings
 from ..trainer_core.training.settings import CheckpointSettings
 from ..trainer_core.training.settings import OptimizerSettings as OptimizerSettingsValues
@@ -39,6 +40,33 @@ class LoRASettings(io.ComfyNode):
     def execute(cls, **widgets: Any) -> io.NodeOutput:
         with host.readable_errors():
             return io.NodeOutput(LoRASettingsValues(**widgets))
+
+
+class LyCORISSettings(io.ComfyNode):
+    """Settings of an adapter of LyCORIS."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Lumina2LyCORISSettings",
+            display_name="LyCORIS Settings (Lumina2)",
+            category=CATEGORY,
+            description=(
+                "Trains an adapter of another kind than LoRA: LoKr, LoHa, DyLoRA, GLoRA, OFT, BOFT or a full difference."
+                " Connect to Train LoRA; rank and alpha are set there. Needs the package lycoris-lora."
+            ),
+            inputs=build_widgets(LyCORISSettingsValues),
+            outputs=[
+                sockets.AdapterSettings.Output(
+                    display_name="adapter_settings", tooltip="For adapter_settings of Train LoRA."
+                )
+            ],
+        )
+
+    @classmethod
+    def execute(cls, **widgets: Any) -> io.NodeOutput:
+        with host.readable_errors():
+            return io.NodeOutput(LyCORISSettingsValues(**widgets))
 
 
 class OptimizerSettings(io.ComfyNode):

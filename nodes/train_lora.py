@@ -34,7 +34,9 @@ class TrainLoRA(io.ComfyNode):
                 *data_inputs(),
                 *build_widgets(TrainLoRASettings),
                 sockets.AdapterSettings.Input(
-                    "adapter_settings", optional=True, tooltip="From LoRA Settings: which layers are adapted."
+                    "adapter_settings",
+                    optional=True,
+                    tooltip="From LoRA Settings or LyCORIS Settings: what kind of adapter, and on which layers.",
                 ),
                 *settings_inputs(),
             ],

@@ -8,6 +8,7 @@ from typing import Any
 
 from . import steps
 from .adapters.lora import LoRASettings
+from .adapters.lycoris_settings import LyCORISSettings
 from .data.folder import DatasetFolderSettings
 from .job import TrainFullSettings, TrainLoRASettings
 from .lumina2.model_files import LoadSettings
@@ -90,6 +91,7 @@ NODE_STEPS: dict[str, NodeStep] = {
         settings=steps.SaveModelSettings, run=steps.save_model, sockets=("model",), outputs=(None,)
     ),
     "Lumina2LoRASettings": NodeStep(settings=LoRASettings),
+    "Lumina2LyCORISSettings": NodeStep(settings=LyCORISSettings),
     "Lumina2Optimizer": NodeStep(settings=OptimizerSettings),
     "Lumina2NoiseSchedule": NodeStep(settings=NoiseSettings),
     "Lumina2ValidationPrompts": NodeStep(settings=ValidationSettings),

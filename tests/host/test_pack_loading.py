@@ -24,6 +24,7 @@ NODE_IDS = {
     "Lumina2SaveModel",
     "Lumina2Inference",
     "Lumina2LoRASettings",
+    "Lumina2LyCORISSettings",
     "Lumina2Optimizer",
     "Lumina2NoiseSchedule",
     "Lumina2ValidationPrompts",
