@@ -14,6 +14,7 @@ class Lumina2TrainerExtension(ComfyExtension):
             dataset,
             inference,
             load,
+            publish_nodes,
             routes,
             save_adapter,
             save_model,
@@ -41,4 +42,6 @@ class Lumina2TrainerExtension(ComfyExtension):
             settings_nodes.NoiseSchedule,
             settings_nodes.ValidationPrompts,
             settings_nodes.Checkpoints,
+            publish_nodes.Tracking,
+            publish_nodes.HubUpload,
         ]

@@ -30,6 +30,8 @@ class LiveRuns:
         with self._lock:
             state = self._states.setdefault(run, {"run": run})
             state["node"] = payload["node"]
+            if state.get("status") != "running":  # what was said of an earlier execution
+                state.pop("notice", None)
             state["status"] = kind if kind in ("finished", "failed") else "running"
             state[kind] = dict(payload)
 

@@ -55,6 +55,7 @@ def read_state(
         "node": (live or {}).get("node", ""),
         "status": (live or {}).get("status") or ("finished" if run.is_finished else "stopped"),
         "message": (live or {}).get("message", ""),
+        "notice": {key: (live or {}).get("notice", {}).get(key, "") for key in ("level", "message")},
         "step": last.get("step", 0),
         "total": progress.get("total") or _num_steps(run),
         "loss": last.get("loss"),

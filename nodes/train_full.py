@@ -57,6 +57,8 @@ class TrainFullModel(io.ComfyNode):
         noise_schedule: Any = None,
         validation: Any = None,
         checkpoints: Any = None,
+        tracking: Any = None,
+        hub: Any = None,
         **widgets: Any,
     ) -> io.NodeOutput:
         with host.running_step(cls.hidden) as context:
@@ -70,6 +72,8 @@ class TrainFullModel(io.ComfyNode):
                 noise_schedule=noise_schedule,
                 validation=validation,
                 checkpoints=checkpoints,
+                tracking=tracking,
+                hub=hub,
                 context=context,
             )
             host.watch_run(settings.run_name, result.model.base_path)

@@ -68,6 +68,8 @@ class TrainLoRA(io.ComfyNode):
         noise_schedule: Any = None,
         validation: Any = None,
         checkpoints: Any = None,
+        tracking: Any = None,
+        hub: Any = None,
         **widgets: Any,
     ) -> io.NodeOutput:
         with host.running_step(cls.hidden) as context:
@@ -82,6 +84,8 @@ class TrainLoRA(io.ComfyNode):
                 noise_schedule=noise_schedule,
                 validation=validation,
                 checkpoints=checkpoints,
+                tracking=tracking,
+                hub=hub,
                 context=context,
             )
             host.watch_run(settings.run_name, result.adapter.path)

@@ -33,6 +33,10 @@ def settings_inputs() -> list[io.Input]:
         sockets.Checkpoints.Input(
             "checkpoints", optional=True, tooltip="From Checkpoints: how often the run is written to disk."
         ),
+        sockets.Tracking.Input(
+            "tracking", optional=True, tooltip="From Tracking: where losses and pictures go besides the run folder."
+        ),
+        sockets.Hub.Input("hub", optional=True, tooltip="From Hub Upload: the repository the result is sent to."),
     ]
 
 

@@ -92,6 +92,21 @@ def test_refused_request_says_why(open_page: Callable[..., Frontend]) -> None:
     wait_for(frontend, lambda state: state["status"] == "stopped")
 
 
+def test_notice_of_a_failed_upload_stays_on_the_node(open_page: Callable[..., Frontend]) -> None:
+    frontend = open_page(settings=CLASSIC)
+    prompt = training_prompt(run_name="notice", steps=3)
+    hub = {"repo_id": "my-lora", "push": "end", "private": True, "base_model": "a/b", "license": "", "note": ""}
+    prompt["hub"] = {"class_type": "Lumina2HubUpload", "inputs": {**hub, "not_for_all_audiences": False}}
+    prompt["train"]["inputs"]["hub"] = ["hub", 0]
+    load_prompt(frontend, prompt)
+    frontend.queue()
+    wait_for(frontend, lambda state: state["status"] == "finished")
+    message = frontend.page.locator(f"{PANEL} .lumina2-message")
+    message.get_by_text("there is no token: run `hf auth login`").wait_for(timeout=10_000)
+    assert message.get_attribute("data-level") == "warning"
+    assert frontend.errors == []
+
+
 def test_state_is_restored_when_the_page_opens_later(open_page: Callable[..., Frontend], server: HostServer) -> None:
     server.run_prompt(training_prompt(run_name="opened_later", steps=5))
     frontend = open_page(settings=CLASSIC)

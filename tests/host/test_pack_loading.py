@@ -29,6 +29,8 @@ NODE_IDS = {
     "Lumina2NoiseSchedule",
     "Lumina2ValidationPrompts",
     "Lumina2Checkpoints",
+    "Lumina2Tracking",
+    "Lumina2HubUpload",
 }
 OUTPUTS = {
     "Lumina2Load": ["LUMINA2_MODEL"],

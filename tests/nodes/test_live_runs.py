@@ -31,6 +31,16 @@ def test_requests_are_taken_once_and_stop_stays_until_the_end() -> None:
     assert not runs.is_stop_requested("a")
 
 
+def test_notice_lasts_to_the_end_of_its_execution_and_no_longer() -> None:
+    runs = running()
+    runs.record("notice", {"run": "a", "node": "1", "level": "warning", "message": "no token"})
+    runs.record("progress", {"run": "a", "node": "1", "step": 2, "total": 9})
+    runs.end("a", "stopped", "")
+    assert runs.snapshot("a")["notice"]["message"] == "no token"
+    runs.record("progress", {"run": "a", "node": "1", "step": 3, "total": 9})
+    assert "notice" not in runs.snapshot("a")
+
+
 def test_stop_of_an_earlier_execution_does_not_stop_the_next() -> None:
     runs = running()
     runs.ask("a", "stop")

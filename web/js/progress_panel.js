@@ -62,7 +62,8 @@ export class ProgressPanel {
     this.element.dataset.step = String(view.step);
     const steps = view.total ? `${words.step} ${view.step} ${words.of} ${view.total}` : "";
     this.status.textContent = [words[view.status] ?? view.status, steps].filter(Boolean).join(" · ");
-    this.message.textContent = view.message;
+    this.message.textContent = view.message || view.notice.message;
+    this.message.dataset.level = view.message ? "warning" : view.notice.level;
     this.fill.style.width = view.total ? `${(100 * view.step) / view.total}%` : "0";
     this.curve.draw(view.losses, view.total, `${words.loss} ${formatNumber(view.loss)}`);
     this.values.loss.textContent = formatNumber(view.loss);

@@ -1,6 +1,7 @@
 // What the widget knows of a run, brought up to date by events; holds no elements.
 
 const MAX_POINTS = 1000;
+const NO_NOTICE = { level: "info", message: "" };
 
 /** The state of a run before anything is known. */
 export function emptyView() {
@@ -8,6 +9,7 @@ export function emptyView() {
     run: "",
     status: "idle",
     message: "",
+    notice: NO_NOTICE,
     step: 0,
     total: 0,
     loss: NaN,
@@ -27,6 +29,7 @@ export function viewFromState(state) {
     run: state.run,
     status: state.status,
     message: state.message ?? "",
+    notice: state.notice ?? NO_NOTICE,
     step: state.step,
     total: state.total,
     loss: state.loss ?? NaN,
@@ -53,6 +56,7 @@ const EVENTS = {
       ...view,
       status: "running",
       message: "",
+      notice: noticeOf(view),
       step: detail.step,
       total: detail.total,
       loss: detail.loss,
@@ -61,6 +65,9 @@ const EVENTS = {
       etaSeconds: detail.eta_seconds,
       losses: thinOut([...earlier, [detail.step, detail.loss]]),
     };
+  },
+  notice(view, detail) {
+    return { ...view, status: "running", message: "", notice: { level: detail.level, message: detail.message } };
   },
   validation(view, detail) {
     return { ...view, images: detail.images, imagesStep: detail.step };
@@ -72,6 +79,11 @@ const EVENTS = {
     return { ...view, status: "failed", message: detail.message ?? "", etaSeconds: NaN };
   },
 };
+
+/** What a tracker or the hub said in this run; a run that starts anew has heard nothing yet. */
+function noticeOf(view) {
+  return view.status === "running" ? view.notice : NO_NOTICE;
+}
 
 /** Every second point, once there are too many to draw. */
 function thinOut(points) {

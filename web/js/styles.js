@@ -7,6 +7,7 @@ const CSS = `
 .lumina2-status { font-weight: 600; flex: none; }
 .lumina2-message:empty, .lumina2-caption:empty, .lumina2-gallery:empty { display: none; }
 .lumina2-message { color: var(--error-text, #f66); overflow-wrap: anywhere; }
+.lumina2-message[data-level="info"] { color: inherit; }
 .lumina2-bar { height: 6px; flex: none; border-radius: 3px; background: var(--border-color, #444); overflow: hidden; }
 .lumina2-fill { height: 100%; width: 0; background: var(--p-primary-color, #4a90d9); }
 .lumina2-curve { position: relative; height: 80px; flex: none; }

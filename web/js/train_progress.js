@@ -8,7 +8,7 @@ import { stringsFor } from "./strings.js";
 import { addStyles } from "./styles.js";
 
 const NODE_TYPES = ["Lumina2TrainLoRA", "Lumina2TrainFull"];
-const EVENT_KINDS = ["progress", "validation", "checkpoint", "finished", "failed"];
+const EVENT_KINDS = ["progress", "validation", "checkpoint", "finished", "failed", "notice"];
 const HEIGHT = 300;
 const NODE_WIDTH = 360;
 
