@@ -5,12 +5,10 @@ from lumina2_trainer.trainer_core.data.buckets import (
     GRID,
     Bucket,
     bucket_for,
-    crop_box,
-    kept_fraction,
     list_buckets,
-    square_bucket,
-    upscale_factor,
+    list_edge_buckets,
 )
+from lumina2_trainer.trainer_core.data.crops import crop_box, kept_fraction, upscale_factor
 
 
 @pytest.mark.parametrize("resolution", [64, 128, 192, 512, 1024, 1536, 4096])
@@ -55,12 +53,24 @@ def test_bucket_for_takes_the_nearest_aspect(width: int, height: int, resolution
 
 def test_bucket_for_loses_least_of_the_picture() -> None:
     for width, height in [(640, 480), (333, 1000), (17, 13), (2500, 1111)]:
-        chosen = kept_fraction(width, height, bucket_for(width, height, 512))
-        assert chosen == pytest.approx(max(kept_fraction(width, height, bucket) for bucket in list_buckets(512)))
+
+        def kept(bucket: Bucket, width: int = width, height: int = height) -> float:
+            return kept_fraction(width, height, crop_box(width, height, bucket))
+
+        assert kept(bucket_for(width, height, 512)) == pytest.approx(max(map(kept, list_buckets(512))))
 
 
-def test_square_bucket_ignores_the_shape() -> None:
-    assert square_bucket(5000, 10, 256) == Bucket(width=256, height=256)
+def test_edge_buckets_have_the_resolution_as_short_side() -> None:
+    assert [str(bucket) for bucket in list_edge_buckets(64)] == [
+        "64 x 256",
+        "64 x 192",
+        "64 x 128",
+        "64 x 64",
+        "128 x 64",
+        "192 x 64",
+        "256 x 64",
+    ]
+    assert {min(bucket.width, bucket.height) for bucket in list_edge_buckets(512)} == {512}
 
 
 @pytest.mark.parametrize(
@@ -80,6 +90,6 @@ def test_crop_box_is_centred_and_as_large_as_possible(
 
 def test_kept_fraction_and_upscale_factor() -> None:
     square = Bucket(width=128, height=128)
-    assert kept_fraction(200, 100, square) == pytest.approx(0.5)
-    assert upscale_factor(64, 100, square) == pytest.approx(2.0)
-    assert upscale_factor(256, 512, square) == pytest.approx(0.5)
+    assert kept_fraction(200, 100, crop_box(200, 100, square)) == pytest.approx(0.5)
+    assert upscale_factor(square, crop_box(64, 100, square)) == pytest.approx(2.0)
+    assert upscale_factor(square, crop_box(256, 512, square)) == pytest.approx(0.5)

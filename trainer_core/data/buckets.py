@@ -1,4 +1,4 @@
-"""Which size a picture is trained at, and which part of it is kept.
+"""The sizes that pictures are trained at.
 
 A bucket is a picture size on a 64-pixel grid whose area is near resolution x resolution. For every long side on the
 grid the short side is the multiple of 64 that brings the area nearest. A size is left out where
@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import functools
 import math
-from collections.abc import Callable
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 GRID = 64
@@ -51,53 +51,38 @@ def list_buckets(resolution: int) -> tuple[Bucket, ...]:
     return tuple(Bucket(width=width, height=height) for width, height in ordered)
 
 
-def bucket_for(width: int, height: int, resolution: int) -> Bucket:
+@functools.cache
+def list_edge_buckets(resolution: int) -> tuple[Bucket, ...]:
+    """All sizes on the grid whose short side is the resolution, from the tallest to the widest.
+
+    Args:
+        resolution: Short side in pixels, a multiple of 64.
+    """
+    longs = range(resolution, int(MAX_ASPECT * resolution) + 1, GRID)
+    tall = [Bucket(width=resolution, height=long) for long in longs]
+    wide = [Bucket(width=long, height=resolution) for long in longs[1:]]
+    return (*reversed(tall), *wide)
+
+
+def nearest_bucket(aspect: float, buckets: Sequence[Bucket], resolution: int) -> Bucket:
     """The bucket whose shape is nearest, that is, which loses least of the picture to the crop.
 
     Scaled to cover, a picture keeps min(a / b, b / a) of its area for aspects a and b, so "nearest" is the distance of
     the aspects' logarithms. Of two equally near shapes the one with the area nearer to the resolution's is taken.
 
     Args:
-        width: Of the picture, in pixels.
-        height: Of the picture, in pixels.
-        resolution: Side in pixels of the square with the wanted area, a multiple of 64.
+        aspect: Width / height of the picture.
+        buckets: To choose from.
+        resolution: Side in pixels of the square among them.
     """
-    aspect = math.log(width / height)
 
     def distance(bucket: Bucket) -> tuple[float, float]:
         area_error = abs(bucket.width * bucket.height - resolution * resolution)
-        return round(abs(math.log(bucket.width / bucket.height) - aspect), 9), area_error
+        return round(abs(math.log(bucket.width / bucket.height) - math.log(aspect)), 9), area_error
 
-    return min(list_buckets(resolution), key=distance)
-
-
-def square_bucket(width: int, height: int, resolution: int) -> Bucket:
-    """The square, whatever the picture's shape."""
-    return Bucket(width=resolution, height=resolution)
+    return min(buckets, key=distance)
 
 
-ASPECTS: dict[str, Callable[[int, int, int], Bucket]] = {"buckets": bucket_for, "square": square_bucket}
-"""Each takes a picture's width and height and the resolution."""
-
-
-def crop_box(width: int, height: int, bucket: Bucket) -> tuple[float, float, float, float]:
-    """The centred part of a picture that has the bucket's shape, as large as possible.
-
-    Returns:
-        left, top, right, bottom in pixels of the picture; not rounded, so that proportions are kept.
-    """
-    scale = max(bucket.width / width, bucket.height / height)
-    crop_width, crop_height = min(width, bucket.width / scale), min(height, bucket.height / scale)
-    left, top = (width - crop_width) / 2, (height - crop_height) / 2
-    return left, top, left + crop_width, top + crop_height
-
-
-def upscale_factor(width: int, height: int, bucket: Bucket) -> float:
-    """By how much a picture is scaled to cover the bucket; above 1 it is made larger than it is."""
-    return max(bucket.width / width, bucket.height / height)
-
-
-def kept_fraction(width: int, height: int, bucket: Bucket) -> float:
-    """Share of the picture's area that the crop keeps, 0 to 1."""
-    left, top, right, bottom = crop_box(width, height, bucket)
-    return (right - left) * (bottom - top) / (width * height)
+def bucket_for(width: int, height: int, resolution: int) -> Bucket:
+    """The bucket of a resolution that loses least of a picture of this many pixels."""
+    return nearest_bucket(width / height, list_buckets(resolution), resolution)

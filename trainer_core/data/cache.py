@@ -51,6 +51,7 @@ class TrainingSample:
     id: str
     file_name: str
     latents_path: Path
+    """Of its first crop."""
     embeds_path: Path
     """Of its first caption."""
     caption: str
@@ -61,6 +62,14 @@ class TrainingSample:
     repeats: int
     more_embeds_paths: tuple[Path, ...] = ()
     """Of its other captions; each time the picture is trained on, one of all is drawn."""
+
+    more_latents_paths: tuple[Path, ...] = ()
+    """Of its other crops, all of the same size; one of all is drawn, too."""
+
+    @property
+    def latents_paths(self) -> tuple[Path, ...]:
+        """Of all crops."""
+        return (self.latents_path, *self.more_latents_paths)
 
     @property
     def embeds_paths(self) -> tuple[Path, ...]:
@@ -103,7 +112,7 @@ def read_latent_index(cache: LatentCache) -> LatentIndex:
         CacheDamagedError: The index or entries were deleted or damaged.
     """
     index = _read_index(cache.index_path, LATENTS_FOLDER, LatentIndex.from_json)
-    _check_entries([index.path_of(sample) for sample in index.samples], LATENTS_FOLDER)
+    _check_entries([path for sample in index.samples for path in index.paths_of(sample)], LATENTS_FOLDER)
     return index
 
 
@@ -162,7 +171,8 @@ def join_samples(latents: LatentIndex, embeds: EmbedIndex) -> tuple[TrainingSamp
         TrainingSample(
             id=sample.id,
             file_name=sample.file_name,
-            latents_path=latents.path_of(sample),
+            latents_path=latents.paths_of(sample)[0],
+            more_latents_paths=latents.paths_of(sample)[1:],
             embeds_path=embeds.paths_of(captions[sample.id])[0],
             more_embeds_paths=embeds.paths_of(captions[sample.id])[1:],
             caption=captions[sample.id].captions[0],

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections import defaultdict, deque
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
@@ -17,6 +19,7 @@ from ..context import StepContext
 from ..errors import TrainerError
 from .buckets import Bucket
 from .cache import LatentCache
+from .crops import Box, crop_box
 from .entries import entry_name, is_valid_entry
 from .entry_writer import AUTOMATIC_BATCH_SIZE, EntryWriter, NewEntry
 from .folder import Dataset
@@ -45,8 +48,18 @@ class PictureEncoder(Protocol):
         ...
 
 
-Batch = list[tuple[str, Picture]]
-"""Pictures of one bucket with the names of their entries."""
+@dataclass(frozen=True, kw_only=True)
+class Crop:
+    """A part of a picture that becomes an entry."""
+
+    picture: Picture
+    box: Box
+    name: str
+    """Of the entry."""
+
+
+Batch = list[Crop]
+"""Crops of one bucket."""
 
 
 def fill_latent_cache(
@@ -75,9 +88,13 @@ def fill_latent_cache(
     """
     folder = context.cache_dir / LATENTS_FOLDER
     pictures = scan_dataset(dataset, context).pictures
-    names = {p.id: _name_entry(p, encoder_fingerprint, dtype) for p in pictures}
-    wanted = {names[p.id]: p for p in pictures}  # pictures of equal content and bucket share an entry
-    missing = {n: p for n, p in wanted.items() if not is_valid_entry(folder / n, _latent_shape(p.bucket), dtype)}
+    crops = {p.id: [_name_crop(p, box, encoder_fingerprint, dtype) for box in p.boxes] for p in pictures}
+    wanted = {c.name: c for of_one in crops.values() for c in of_one}  # equal crops of equal content share an entry
+    missing = [
+        crop
+        for crop in wanted.values()
+        if not is_valid_entry(folder / crop.name, _latent_shape(crop.picture.bucket), dtype)
+    ]
     logger.info("Latents: %d of %d cached, %d to encode", len(wanted) - len(missing), len(wanted), len(missing))
     progress = Progress(RUN, total=len(wanted), num_done=len(wanted) - len(missing), context=context)
     if missing:
@@ -87,26 +104,29 @@ def fill_latent_cache(
     index = LatentIndex(
         cache_dir=context.cache_dir,
         folders=tuple(folder.settings for folder in dataset.folders),
-        samples=tuple(_describe_sample(picture, names[picture.id]) for picture in pictures),
+        samples=tuple(_describe_sample(picture, crops[picture.id]) for picture in pictures),
     )
     return LatentCache(index_path=str(write_index(index)), fingerprint=index.fingerprint)
 
 
-def _name_entry(picture: Picture, encoder_fingerprint: str, dtype: torch.dtype) -> str:
-    bucket = picture.bucket
-    facts = (picture.facts.content_hash, bucket.width, bucket.height, encoder_fingerprint, str(dtype))
-    return entry_name(LATENTS_FOLDER, PREPARATION_VERSION, *facts)
+def _name_crop(picture: Picture, box: Box, encoder_fingerprint: str, dtype: torch.dtype) -> Crop:
+    facts, bucket = picture.facts, picture.bucket
+    identity: list[str | int] = [facts.content_hash, bucket.width, bucket.height, encoder_fingerprint, str(dtype)]
+    if box != crop_box(facts.width, facts.height, bucket):
+        identity += [f"{side:.3f}" for side in box]
+    return Crop(picture=picture, box=box, name=entry_name(LATENTS_FOLDER, PREPARATION_VERSION, *identity))
 
 
 def _latent_shape(bucket: Bucket) -> tuple[int, int, int]:
     return LATENT_CHANNELS, bucket.height // PIXELS_PER_LATENT, bucket.width // PIXELS_PER_LATENT
 
 
-def _describe_sample(picture: Picture, name: str) -> LatentSample:
+def _describe_sample(picture: Picture, crops: Sequence[Crop]) -> LatentSample:
     return LatentSample(
         id=picture.id,
         file_name=picture.path.name,
-        latents=name,
+        latents=crops[0].name,
+        more_latents=tuple(crop.name for crop in crops[1:]),
         width=picture.bucket.width,
         height=picture.bucket.height,
         repeats=picture.repeats,
@@ -115,7 +135,7 @@ def _describe_sample(picture: Picture, name: str) -> LatentSample:
 
 
 def _encode(
-    missing: Mapping[str, Picture],
+    missing: Sequence[Crop],
     folder: Path,
     load_encoder: Callable[[], PictureEncoder],
     dtype: torch.dtype,
@@ -132,17 +152,17 @@ def _encode(
                 progress.stop_if_asked(writer.finish)
                 pictures_BHW3 = torch.stack([next(loaded).permute(1, 2, 0) for _ in batch])  # channels stay last
                 latents_BCHW = encoder.encode(pictures_BHW3.permute(0, 3, 1, 2))
-                _check_shape(latents_BCHW, batch[0][1])
-                writer.write(latents_BCHW.unbind(), [_new_entry(folder / name, p) for name, p in batch])
+                _check_shape(latents_BCHW, batch[0].picture)
+                writer.write(latents_BCHW.unbind(), [_new_entry(folder, crop) for crop in batch])
     finally:
         del encoder  # an error's traceback would keep the VAE on the device
 
 
-def _make_batches(missing: Mapping[str, Picture], batch_size: int, encoder: PictureEncoder) -> list[Batch]:
+def _make_batches(missing: Sequence[Crop], batch_size: int, encoder: PictureEncoder) -> list[Batch]:
     """Pictures of one bucket together, the last batch of a bucket as short as it comes."""
     by_bucket: dict[Bucket, Batch] = defaultdict(list)
-    for name, picture in missing.items():
-        by_bucket[picture.bucket].append((name, picture))
+    for crop in missing:
+        by_bucket[crop.picture.bucket].append(crop)
     batches = []
     for bucket, group in by_bucket.items():
         is_chosen = batch_size != AUTOMATIC_BATCH_SIZE
@@ -153,13 +173,12 @@ def _make_batches(missing: Mapping[str, Picture], batch_size: int, encoder: Pict
 
 def _load_ahead(batches: Sequence[Batch]) -> Generator[Tensor, None, None]:
     """Pictures in order, read by other threads while the encoder works; a bounded number waits."""
-    pictures = [picture for batch in batches for _, picture in batch]
     num_ahead = NUM_READERS + 2 * max(map(len, batches))
     pool = ThreadPoolExecutor(NUM_READERS, thread_name_prefix="picture-reader")
     waiting: deque[Future[Tensor]] = deque()
     try:
-        for picture in pictures:
-            waiting.append(pool.submit(_load_picture, picture))
+        for crop in itertools.chain(*batches):
+            waiting.append(pool.submit(_load_crop, crop))
             if len(waiting) >= num_ahead:
                 yield waiting.popleft().result()
         while waiting:
@@ -168,13 +187,14 @@ def _load_ahead(batches: Sequence[Batch]) -> Generator[Tensor, None, None]:
         pool.shutdown(cancel_futures=True)
 
 
-def _load_picture(picture: Picture) -> Tensor:
+def _load_crop(crop: Crop) -> Tensor:
     """[3, H, W] uint8 of the very content that names the entry."""
+    picture = crop.picture
     try:
         content, content_hash = read_content(picture.path)
         if content_hash != picture.facts.content_hash:
             raise UnreadablePicture("it is not what it was when the folder was listed")
-        return to_picture_tensor(fit_to_bucket(decode_picture(content).image, picture.bucket))
+        return to_picture_tensor(fit_to_bucket(decode_picture(content).image, picture.bucket, box=crop.box))
     except UnreadablePicture as error:
         raise TrainerError(f"{picture.id} changed while latents were cached ({error}): queue it again") from error
 
@@ -187,6 +207,6 @@ def _check_shape(latents_BCHW: Tensor, picture: Picture) -> None:
         )
 
 
-def _new_entry(path: Path, picture: Picture) -> NewEntry:
-    problem = f"the VAE gave latents that are not finite for {picture.id}: set precision to fp32"
-    return NewEntry(path=path, problem=problem)
+def _new_entry(folder: Path, crop: Crop) -> NewEntry:
+    problem = f"the VAE gave latents that are not finite for {crop.picture.id}: set precision to fp32"
+    return NewEntry(path=folder / crop.name, problem=problem)

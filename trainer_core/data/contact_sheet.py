@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import TrainerError
 from ..files import write_bytes_atomically
+from .crops import crop_box
 from .fonts import Font, choose_font, list_fonts
 from .images import UnreadablePicture, decode_picture, fit_to_bucket
 from .picture_index import read_content
@@ -41,7 +42,7 @@ def draw_contact_sheet(scanned: ScannedDataset, folder: Path) -> Path:
         folder: Where sheets lie, named by what they show.
     """
     pictures = _choose(scanned.pictures)
-    shown = [(p.id, p.facts.content_hash, str(p.bucket), *_caption_parts(p)) for p in pictures]
+    shown = [(p.id, p.facts.content_hash, str(p.bucket), *_caption_parts(p), *_crop_parts(p)) for p in pictures]
     content = json.dumps([SHEET_VERSION, len(scanned.pictures), shown])
     path = folder / f"{hashlib.sha256(content.encode()).hexdigest()[:32]}.png"
     if not path.exists():
@@ -56,6 +57,12 @@ def _caption_parts(picture: Picture) -> list[str]:
     caption = picture.caption
     num_more = [str(len(caption.texts) - 1)] if len(caption.texts) > 1 else []
     return [caption.text, caption.problem, *num_more]
+
+
+def _crop_parts(picture: Picture) -> list[str]:
+    """What a thumbnail shows, where it is not the largest part in the centre."""
+    usual = (crop_box(picture.facts.width, picture.facts.height, picture.bucket),)
+    return [] if picture.boxes == usual else [str(picture.boxes)]
 
 
 def _choose(pictures: Sequence[Picture]) -> list[Picture]:
@@ -86,7 +93,8 @@ def _draw_tile(
     sheet.paste(thumbnail, (left + offset_x, top + offset_y))
     line_y = top + THUMBNAIL + MARGIN // 2
     repeats = f", {picture.repeats} times" if picture.repeats > 1 else ""
-    draw.text((left, line_y), f"{picture.bucket}{repeats}", fill=FAINT_INK, font=font)
+    crops = f", {len(picture.boxes)} crops" if len(picture.boxes) > 1 else ""
+    draw.text((left, line_y), f"{picture.bucket}{repeats}{crops}", fill=FAINT_INK, font=font)
     num_more = len(picture.caption.texts) - 1
     caption = (
         picture.caption.text + (f" (+{num_more})" if num_more > 0 else "") or f"NO CAPTION: {picture.caption.problem}"
@@ -107,7 +115,8 @@ def _load_thumbnail(picture: Picture) -> Image.Image:
         raise TrainerError(f"{picture.id} changed while it was read ({error}): queue Dataset Folder again") from error
     bucket = picture.bucket
     scale = THUMBNAIL / max(bucket.width, bucket.height)
-    return fit_to_bucket(image, bucket, (round(bucket.width * scale), round(bucket.height * scale)))
+    size = (round(bucket.width * scale), round(bucket.height * scale))
+    return fit_to_bucket(image, bucket, box=picture.boxes[0], size=size)
 
 
 def wrap_text(text: str, font: Font, width: int, num_lines: int) -> list[str]:

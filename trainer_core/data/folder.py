@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from ..context import DEMO_DIR, StepContext
 from ..errors import TrainerError
 from ..settings import check_settings, setting
-from .buckets import ASPECTS, GRID
+from .buckets import GRID
 from .caption_tables import TABLE_READERS, Columns
 from .captions import CAPTION_LINES, CAPTION_SOURCES, add_trigger_words, is_valid_text, join_lines
+from .crops import CROP_STYLES
+from .sizing import ASPECTS, RESOLUTION_TYPES, SizePlan, megapixels_to_resolution, parse_aspect_ratios
 
 DEMO_FOLDER = "demo"
 
@@ -23,10 +25,11 @@ class DatasetFolderSettings:
     """Folder with the pictures: a path inside ComfyUI's input folder, or an absolute path inside an allowed
     folder; "demo" is the dataset in this pack."""
     resolution: int = setting(1024, minimum=64, maximum=4096, step=64)
-    """Side in pixels of the square whose area every picture is scaled to."""
+    """Side in pixels of the square whose area every picture is scaled to; resolution_type can change what it says."""
     aspect: str = setting("buckets", choices=ASPECTS)
-    """"buckets" keeps each picture's shape as well as a 64-pixel grid allows and crops the rest from the
-    centre; "square" crops everything square."""
+    """"buckets" keeps each picture's shape as well as a 64-pixel grid allows and crops the rest; "square" crops
+    everything square; "closest" crops to the nearest of aspect_ratios; "random" to one of them by chance, for each
+    picture always the same."""
     caption_source: str = setting("textfile", choices=CAPTION_SOURCES)
     """Where captions come from: "textfile", a .txt beside the picture with the same name; "filename",
     the picture's name with underscores as spaces; "one_text", the caption below for all; "jsonl", "csv" and "parquet",
@@ -60,8 +63,39 @@ class DatasetFolderSettings:
     """Tags at the beginning of a caption that are never shuffled; trigger words always stay in front."""
     tag_separator: str = setting(",")
     """What stands between two tags."""
+    crop_style: str = setting("center", choices=CROP_STYLES)
+    """Which part of a picture is kept where something is cropped: the "center", the upper left "corner", or a "random"
+    one, for each picture always the same."""
+    num_crops: int = setting(1, minimum=1, maximum=64)
+    """Random crops of each picture that are cached when crop_style is "random"; one is drawn each time the picture is
+    trained on. Each takes as long to encode as a picture, and half a MB at 1024 x 1024."""
+    aspect_ratios: str = setting("1:1, 4:3, 3:4, 3:2, 2:3, 16:9, 9:16")
+    """Ratios of width to height that aspect "closest" and "random" choose from; one that is listed twice is chosen
+    twice as often."""
+    resolution_type: str = setting("pixel_area", choices=RESOLUTION_TYPES)
+    """"pixel_area": resolution is the side of a square of the wanted area; "pixel": it is the picture's short side;
+    "area": megapixels below is used in its place. Minimum, maximum and target size have the same unit."""
+    megapixels: float = setting(1.0, minimum=0.01, maximum=16.0, step=0.01)
+    """Area of every picture when resolution_type is "area"; 1 is 1024 x 1024. Rounded to a square of a multiple of 64.
+    """
+    more_resolutions: str = setting("")
+    """Further resolutions at which every picture is trained too, such as "512, 768", in the unit of resolution_type.
+    Each is cached and counts as a folder of its own."""
+    minimum_image_size: float = setting(0.0, minimum=0.0, maximum=16384.0, step=0.01)
+    """Pictures smaller than this are left out and listed in the report; 0 uses all. Unit: resolution_type."""
+    maximum_image_size: float = setting(0.0, minimum=0.0, maximum=16384.0, step=0.01)
+    """Pictures larger than this are first scaled to target_downsample_size, and the crop is cut from that; 0 scales
+    every picture so that as much of it as possible is kept. Unit: resolution_type."""
+    target_downsample_size: float = setting(0.0, minimum=0.0, maximum=16384.0, step=0.01)
+    """Size of pictures beyond maximum_image_size before they are cropped. Equal to the resolution it changes nothing;
+    larger, the crop is a detail. Unit: resolution_type."""
 
     def __post_init__(self) -> None:
+        if self.crop_style == "face":
+            raise TrainerError(
+                "crop_style is 'face': faces are not looked for, as that takes a detector whose misses nobody would"
+                " see; crop these pictures by hand, or choose center, corner or random"
+            )
         check_settings(self)
         if self.resolution % GRID:
             below = self.resolution // GRID * GRID
@@ -77,6 +111,8 @@ class DatasetFolderSettings:
             raise TrainerError('tag_separator is empty: write what stands between two tags, such as ","')
         if self.caption_source in TABLE_READERS:
             self._check_columns()
+        for one in self.split_resolutions():
+            one.size_plan  # noqa: B018 - checks the sizes against each other
 
     def _check_columns(self) -> None:
         for name in ("file_column", "caption_column"):
@@ -87,6 +123,51 @@ class DatasetFolderSettings:
                 f"metadata_file is {self.metadata_file!r} but caption_source is {self.caption_source!r}: name a file"
                 f" ending in .{self.caption_source}, or change caption_source"
             )
+
+    @property
+    def size_plan(self) -> SizePlan:
+        """How pictures are sized at the first resolution.
+
+        Raises:
+            TrainerError: The sizes contradict each other.
+        """
+        is_listed = self.aspect in ("closest", "random")
+        return SizePlan(
+            resolution_type=self.resolution_type,
+            resolution=megapixels_to_resolution(self.megapixels) if self.resolution_type == "area" else self.resolution,
+            aspect=self.aspect,
+            aspect_ratios=parse_aspect_ratios(self.aspect_ratios) if is_listed else (),
+            crop_style=self.crop_style,
+            num_crops=self.num_crops,
+            minimum_image_size=self.minimum_image_size,
+            maximum_image_size=self.maximum_image_size,
+            target_downsample_size=self.target_downsample_size,
+        )
+
+    def split_resolutions(self) -> tuple[DatasetFolderSettings, ...]:
+        """These settings for each resolution on its own.
+
+        Raises:
+            TrainerError: One of more_resolutions cannot be used, or is there already.
+        """
+        if not self.more_resolutions.strip():
+            return (self,)
+        is_area = self.resolution_type == "area"
+        name = "megapixels" if is_area else "resolution"
+        found = [replace(self, more_resolutions="")]
+        for entry in (part.strip() for part in self.more_resolutions.split(",")):
+            try:
+                found.append(
+                    replace(found[0], megapixels=float(entry)) if is_area else replace(found[0], resolution=int(entry))
+                )
+            except (ValueError, TrainerError) as error:
+                raise TrainerError(
+                    f"more_resolutions holds {entry!r}: write {name} values with commas between them"
+                    f" ({error if isinstance(error, TrainerError) else 'this is no number'})"
+                ) from error
+            if found[-1].size_plan.buckets in [one.size_plan.buckets for one in found[:-1]]:
+                raise TrainerError(f"more_resolutions holds {entry!r}, which is there already: remove it")
+        return tuple(found)
 
     @property
     def columns(self) -> Columns:
@@ -110,13 +191,14 @@ class Dataset:
 
 
 def open_dataset(settings: DatasetFolderSettings, *, earlier: Dataset | None = None, context: StepContext) -> Dataset:
-    """Resolve a folder and add it to an earlier dataset, if there is one.
+    """Resolve a folder and add it, once for each resolution, to an earlier dataset, if there is one.
 
     Raises:
         TrainerError: The folder is missing, not a folder, or outside of the allowed ones.
     """
-    folder = DatasetFolder(path=str(_resolve_folder(settings.folder, context)), settings=settings)
-    return Dataset(folders=(*(earlier.folders if earlier else ()), folder))
+    path = str(_resolve_folder(settings.folder, context))
+    folders = (DatasetFolder(path=path, settings=one) for one in settings.split_resolutions())
+    return Dataset(folders=(*(earlier.folders if earlier else ()), *folders))
 
 
 def _resolve_folder(name: str, context: StepContext) -> Path:

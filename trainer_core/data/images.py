@@ -13,7 +13,8 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import TrainerError
-from .buckets import Bucket, crop_box
+from .buckets import Bucket
+from .crops import Box, crop_box
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp"})
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP")
@@ -95,15 +96,18 @@ def _to_rgb(image: Image.Image) -> Image.Image:
     return image.convert("RGB")
 
 
-def fit_to_bucket(image: Image.Image, bucket: Bucket, size: tuple[int, int] | None = None) -> Image.Image:
-    """Crop to the bucket's shape from the centre and scale, in one resampling.
+def fit_to_bucket(
+    image: Image.Image, bucket: Bucket, *, box: Box | None = None, size: tuple[int, int] | None = None
+) -> Image.Image:
+    """Crop to the bucket's shape and scale, in one resampling.
 
     Args:
         image: RGB picture.
         bucket: Decides the crop.
+        box: The part that is kept; by default the largest in the centre.
         size: Width and height of the result in pixels; the bucket's own by default.
     """
-    box = crop_box(image.width, image.height, bucket)
+    box = box or crop_box(image.width, image.height, bucket)
     return image.resize(size or (bucket.width, bucket.height), Image.Resampling.LANCZOS, box=box)
 
 

@@ -39,6 +39,8 @@ class LatentSample:
     repeats: int
     content_hash: str
     """SHA-256 of the picture file."""
+    more_latents: tuple[str, ...] = ()
+    """Names of the entries of further crops."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -67,11 +69,15 @@ class LatentIndex:
     @property
     def fingerprint(self) -> str:
         """See `LatentCache.fingerprint`."""
-        return _hash_json([[s.id, s.latents, s.repeats] for s in self.samples])
+        return _hash_json([[s.id, s.latents, s.repeats, *s.more_latents] for s in self.samples])
 
     def path_of(self, sample: LatentSample) -> Path:
-        """The sample's entry."""
-        return self.cache_dir / LATENTS_FOLDER / sample.latents
+        """Entry of the sample's first crop."""
+        return self.paths_of(sample)[0]
+
+    def paths_of(self, sample: LatentSample) -> tuple[Path, ...]:
+        """Entries of the sample's crops."""
+        return tuple(self.cache_dir / LATENTS_FOLDER / name for name in (sample.latents, *sample.more_latents))
 
     def to_json(self) -> dict[str, Any]:
         """Everything but `cache_dir`."""
@@ -87,7 +93,10 @@ class LatentIndex:
         """The index that `to_json` described."""
         return cls(
             cache_dir=cache_dir,
-            samples=tuple(LatentSample(**sample) for sample in content["samples"]),
+            samples=tuple(
+                LatentSample(**{**sample, "more_latents": tuple(sample.get("more_latents", ()))})
+                for sample in content["samples"]
+            ),
             folders=tuple(DatasetFolderSettings(**folder) for folder in content["folders"]),
         )
 

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-from .buckets import kept_fraction, upscale_factor
+from .crops import kept_fraction, upscale_factor
 from .scan import Picture, ScannedDataset, ScannedFolder
 
 MAX_LINES = 50
@@ -44,15 +44,18 @@ def _describe_folder(folder: ScannedFolder) -> str:
     trigger = f", trigger words {settings.trigger_words!r}" if settings.trigger_words else ""
     return (
         f"Folder {folder.number}: {settings.folder} ({len(folder.pictures)} pictures x {settings.repeats},"
-        f" resolution {settings.resolution}, {settings.aspect}, captions by {settings.caption_source}{trigger}"
-        f"{_describe_variants(folder)})"
+        f" resolution {settings.size_plan.resolution}, {settings.aspect}, captions by {settings.caption_source}"
+        f"{trigger}{_describe_variants(folder)})"
     )
 
 
 def _describe_variants(folder: ScannedFolder) -> str:
-    """How many texts are cached, where it is more than one a picture."""
-    num_texts = sum(len(picture.caption.texts) for picture in folder.pictures)
-    return f", {num_texts} texts to encode" if num_texts > len(folder.pictures) else ""
+    """How many texts and crops are cached, where it is more than one a picture."""
+    counts = {
+        "texts": sum(len(picture.caption.texts) for picture in folder.pictures),
+        "crops": sum(len(picture.boxes) for picture in folder.pictures),
+    }
+    return "".join(f", {count} {kind} to encode" for kind, count in counts.items() if count > len(folder.pictures))
 
 
 def _describe_buckets(pictures: Sequence[Picture]) -> list[str]:
@@ -90,17 +93,19 @@ def _find_upscaled(pictures: Sequence[Picture]) -> list[str]:
     lines = []
     for picture in pictures:
         facts = picture.facts
-        factor = upscale_factor(facts.width, facts.height, picture.bucket)
+        factor = upscale_factor(picture.bucket, picture.boxes[0])
         if factor > UPSCALE_WARNING:
             lines.append(f"{picture.id}: {facts.width} x {facts.height} to {picture.bucket}, {factor:.1f} times")
     return lines
 
 
 def _find_cropped(scanned: ScannedDataset) -> list[str]:
-    """Not where a square crop was asked for."""
+    """Not where another shape or a detail was asked for."""
     lines = []
-    for picture in (p for f in scanned.folders if f.folder.settings.aspect != "square" for p in f.pictures):
-        kept = kept_fraction(picture.facts.width, picture.facts.height, picture.bucket)
+    plans = [(folder, folder.folder.settings.size_plan) for folder in scanned.folders]
+    whole = [folder for folder, plan in plans if plan.aspect == "buckets" and not plan.target_downsample_size]
+    for picture in (picture for folder in whole for picture in folder.pictures):
+        kept = kept_fraction(picture.facts.width, picture.facts.height, picture.boxes[0])
         if kept < CROP_WARNING:
             lines.append(f"{picture.id}: {kept:.0%} of {picture.facts.width} x {picture.facts.height} is kept")
     return lines

@@ -7,13 +7,15 @@ from pathlib import Path
 
 from ..context import StepContext
 from ..errors import TrainerError
-from .buckets import ASPECTS, Bucket
+from .buckets import Bucket
 from .caption_tables import TABLE_READERS, CaptionTable, read_table
 from .captions import Caption, CaptionPlan, make_caption
+from .crops import Box
 from .folder import Dataset, DatasetFolder
 from .images import UnreadablePicture
 from .listing import FolderListing, PictureFile, SkippedFile, find_table, list_folder
 from .picture_index import PictureFacts, examine_pictures
+from .sizing import SizedPicture, size_picture
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,6 +27,8 @@ class Picture:
     path: Path
     facts: PictureFacts
     bucket: Bucket
+    boxes: tuple[Box, ...]
+    """The parts of it that become latents; one is drawn each time it is trained on."""
     caption: Caption
     repeats: int
 
@@ -104,14 +108,18 @@ def _scan_folder(
     facts: dict[Path, PictureFacts | UnreadablePicture],
 ) -> ScannedFolder:
     pictures = []
-    plan = _plan_captions(folder, table)
+    plan, sizes = _plan_captions(folder, table), folder.settings.size_plan
     skipped = [SkippedFile(name=f"{number}/{refused.name}", reason=refused.reason) for refused in listing.refused]
     for file in listing.pictures:
         found = facts[file.path]
         if isinstance(found, UnreadablePicture):
-            skipped.append(SkippedFile(name=f"{number}/{file.name}", reason=str(found)))
+            sized: SizedPicture | str = str(found)
         else:
-            pictures.append(_describe_picture(number, folder, plan, file, found))
+            sized = size_picture(sizes, found.width, found.height, found.content_hash)
+        if isinstance(found, UnreadablePicture) or isinstance(sized, str):
+            skipped.append(SkippedFile(name=f"{number}/{file.name}", reason=str(sized)))
+        else:
+            pictures.append(_describe_picture(number, folder, plan, file, found, sized))
     if not pictures:
         first = f"; the first of {len(skipped)} left out: {skipped[0].name}: {skipped[0].reason}" if skipped else ""
         raise TrainerError(
@@ -154,14 +162,19 @@ def _describe_unused_rows(number: int, table: CaptionTable | None, names: list[s
 
 
 def _describe_picture(
-    number: int, folder: DatasetFolder, plan: CaptionPlan, file: PictureFile, facts: PictureFacts
+    number: int,
+    folder: DatasetFolder,
+    plan: CaptionPlan,
+    file: PictureFile,
+    facts: PictureFacts,
+    sized: SizedPicture,
 ) -> Picture:
-    settings = folder.settings
     return Picture(
         id=f"{number}/{file.name}",
         path=file.path,
         facts=facts,
-        bucket=ASPECTS[settings.aspect](facts.width, facts.height, settings.resolution),
+        bucket=sized.bucket,
+        boxes=sized.boxes,
         caption=make_caption(plan, name=file.name, caption_file=file.caption_file),
-        repeats=settings.repeats,
+        repeats=folder.settings.repeats,
     )

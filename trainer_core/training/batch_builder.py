@@ -112,7 +112,7 @@ class BatchBuilder:
         return TrainingBatch(noisy=noisy, timesteps_B=timesteps_B, ids=ids)
 
     def _load(self, sample: TrainingSample, position: int) -> tuple[Tensor, Tensor]:
-        """Latents and the text states of one of the captions."""
-        paths = sample.embeds_paths
-        caption = choose_variant(self._seed, position, "caption", len(paths))
-        return self._load_latents(sample.latents_path), self._load_embeds(paths[caption])
+        """Latents of one of the crops and the text states of one of the captions."""
+        crop = choose_variant(self._seed, position, "crop", len(sample.latents_paths))
+        caption = choose_variant(self._seed, position, "caption", len(sample.embeds_paths))
+        return self._load_latents(sample.latents_paths[crop]), self._load_embeds(sample.embeds_paths[caption])

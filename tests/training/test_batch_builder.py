@@ -1,0 +1,88 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+from lumina2_trainer.trainer_core.data.batches import SampleStream
+from lumina2_trainer.trainer_core.data.cache import TrainingSample
+from lumina2_trainer.trainer_core.data.entries import write_entry
+from lumina2_trainer.trainer_core.lumina2.timesteps import NoiseSettings
+from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config
+from lumina2_trainer.trainer_core.training.batch_builder import BatchBuilder, TrainingBatch
+from lumina2_trainer.trainer_core.training.shapes import ShapeLimiter
+from torch import Tensor
+
+
+def write_constants(folder: Path, kind: str, shape: tuple[int, ...], count: int) -> tuple[Path, ...]:
+    """Entries full of 0, 1, 2, ..."""
+    paths = tuple(folder / f"{kind}{number}.safetensors" for number in range(count))
+    for number, path in enumerate(paths):
+        write_entry(path, torch.full(shape, float(number)))
+    return paths
+
+
+def new_builder(folder: Path, *, num_crops: int, num_captions: int) -> BatchBuilder:
+    latents = write_constants(folder, "latents", (16, 4, 4), num_crops)
+    embeds = write_constants(folder, "embeds", (3, 6), num_captions)
+    sample = TrainingSample(
+        id="1/a.png",
+        file_name="a.png",
+        latents_path=latents[0],
+        more_latents_paths=latents[1:],
+        embeds_path=embeds[0],
+        more_embeds_paths=embeds[1:],
+        caption="",
+        width=32,
+        height=32,
+        repeats=1,
+    )
+    return BatchBuilder(
+        [sample],
+        SampleStream([1], seed=5),
+        unconditional=torch.zeros(1, 6),
+        batch_size=1,
+        caption_dropout=0.0,
+        seed=5,
+        noise=NoiseSettings(),
+        axes_dims=(8, 8, 8),
+        shapes=ShapeLimiter(Lumina2Config(), torch.device("cpu"), torch.float32),
+    )
+
+
+def caption_of(batch: TrainingBatch) -> int:
+    return int(batch.noisy.prompt_embeds_L[0, 0])
+
+
+def noise_of(batch: TrainingBatch) -> Tensor:
+    """The noise, from what is shown and what is to be answered."""
+    return batch.noisy.noisy_TC - batch.timesteps_B * batch.noisy.target_TC
+
+
+def crop_of(batch: TrainingBatch) -> int:
+    return round((noise_of(batch) + batch.noisy.target_TC).mean().item())
+
+
+def test_every_caption_and_crop_is_drawn_about_as_often(tmp_path: Path) -> None:
+    builder = new_builder(tmp_path, num_crops=2, num_captions=3)
+    drawn = [(crop_of(batch), caption_of(batch)) for batch in map(builder.build, range(600))]
+    for pair in [(crop, caption) for crop in range(2) for caption in range(3)]:
+        assert 70 <= drawn.count(pair) <= 130, pair
+
+
+def test_draws_depend_on_seed_and_position_alone(tmp_path: Path) -> None:
+    first, second = (new_builder(tmp_path, num_crops=2, num_captions=3) for _ in range(2))
+    forwards = [first.build(position) for position in range(20)]
+    backwards = [second.build(position) for position in reversed(range(20))][::-1]
+    for one, other in zip(forwards, backwards, strict=True):
+        torch.testing.assert_close(one.noisy.noisy_TC, other.noisy.noisy_TC, rtol=0, atol=0)
+        assert caption_of(one) == caption_of(other)
+
+
+def test_more_captions_and_crops_leave_noise_and_times_alone(tmp_path: Path) -> None:
+    (tmp_path / "one").mkdir()
+    one = new_builder(tmp_path / "one", num_crops=1, num_captions=1)
+    several = new_builder(tmp_path, num_crops=2, num_captions=3)
+    for position in range(10):
+        alone, chosen = one.build(position), several.build(position)
+        assert torch.equal(alone.timesteps_B, chosen.timesteps_B)
+        torch.testing.assert_close(noise_of(alone), noise_of(chosen), rtol=1e-5, atol=1e-5)
