@@ -34,9 +34,9 @@ def test_workflow_uploads_and_tracks_by_the_environment(setup: Setup, tmp_path: 
     command = [sys.executable, "-m", "lumina2_trainer", "run", str(write_workflow(tmp_path))]
     command += [
         "--models",
-        str(pictures),
+        folder,
         "--root",
-        str(pictures),
+        folder,
         "--output",
         str(tmp_path / "out"),
         "--device",
