@@ -54,7 +54,7 @@ def _make_parser() -> argparse.ArgumentParser:
     demo = commands.add_parser("demo", help="train a LoRA on the bundled model and pictures")
     _add_common(demo, _run_demo)
 
-    convert = commands.add_parser("convert", help="convert an adapter between ComfyUI's and diffusers' naming")
+    convert = commands.add_parser("convert", help="convert an adapter of any naming to ComfyUI's or diffusers'")
     convert.add_argument("file", type=Path)
     convert.add_argument("-o", "--output", type=Path, required=True)
     convert.add_argument("--to", choices=("comfyui", "diffusers"), required=True)

@@ -90,7 +90,7 @@ class AdapterWeights:
         return adapter_metadata(facts, kind=settings.kind, rank=train.rank, alpha=train.alpha, targets=settings.targets)
 
     def _attached(self) -> Lumina2Transformer:
-        transformer = self._transformer and self._transformer()
+        transformer = None if self._transformer is None else self._transformer()
         assert transformer is not None, "the transformer is gone, or the adapter was never attached"
         return transformer
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import pytest
 import torch
 from lumina2_trainer.trainer_core.adapters.file_kinds import FILE_KINDS, find_kind, split_by_module
-from lumina2_trainer.trainer_core.adapters.kinds import ADAPTERS, AdapterSettings
+from lumina2_trainer.trainer_core.adapters.kinds import ADAPTERS, AdapterSettings, without_adapter
 from lumina2_trainer.trainer_core.adapters.lora import LoRASettings
 from lumina2_trainer.trainer_core.adapters.lycoris_settings import LYCORIS_ALGORITHMS, LyCORISSettings
 from lumina2_trainer.trainer_core.adapters.merge import merge_adapter
@@ -15,6 +15,7 @@ from lumina2_trainer.trainer_core.lumina2.conditions import draws_random_numbers
 from lumina2_trainer.trainer_core.lumina2.quantized_linear import QuantizedLinear
 from lumina2_trainer.trainer_core.lumina2.recompute import RecomputeBlocks
 from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Transformer
+from lumina2_trainer.trainer_core.training.graphs import can_be_captured
 from torch import Tensor, nn
 
 from ..lumina2.tiny_models import random_samples, relative_error, run_packed, tiny_transformer
@@ -165,6 +166,42 @@ def test_recomputation_gives_the_same_gradients(variant: str) -> None:
     assert plain.keys() == recomputed.keys()
     for name, gradient in plain.items():
         assert relative_error(recomputed[name], gradient) < 1e-3, name
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_an_untrained_adapter_changes_nothing_in_bfloat16(variant: str) -> None:
+    def run(transformer: Lumina2Transformer) -> list[Tensor]:
+        with torch.no_grad(), torch.autocast("cpu", torch.bfloat16):
+            return [x.float() for x in run_packed(transformer, *samples)]
+
+    samples = ([x.bfloat16() for x in SAMPLES[0]], [x.bfloat16() for x in SAMPLES[1]], SAMPLES[2])
+    base = run(tiny_transformer().bfloat16())
+    transformer, _ = attach(VARIANTS[variant], tiny_transformer().bfloat16())
+    for ours, plain in zip(run(transformer), base, strict=True):
+        assert relative_error(ours, plain) < (0.01 if variant in ("lora, pissa", "lora, olora") else 1e-6)
+
+
+def test_graphs_are_not_captured_where_a_pass_is_not_the_same_each_time() -> None:
+    captured = {}
+    for name in LYCORIS_ALGORITHMS:
+        transformer, _ = attach(LyCORISSettings(algorithm=name))
+        captured[name] = can_be_captured(transformer.train())
+    assert [name for name, can in captured.items() if not can] == ["dylora", "diag-oft", "boft"]
+    for field in ("dropout", "rank_dropout", "module_dropout"):
+        transformer, _ = attach(replace(VARIANTS["loha"], **{field: 0.1}))
+        assert not can_be_captured(transformer.train())
+
+
+@pytest.mark.parametrize("variant", VARIANTS)
+def test_adapters_can_be_switched_off(variant: str) -> None:
+    transformer, parameters = attach(VARIANTS[variant])
+    scatter(parameters)
+    base = run_packed(tiny_transformer(), *SAMPLES)
+    with without_adapter(transformer):
+        for ours, plain in zip(run_packed(transformer, *SAMPLES), base, strict=True):
+            assert relative_error(ours, plain) < 1e-6
+    assert relative_error(run_packed(transformer, *SAMPLES)[0], base[0]) > 1e-2
+    assert all(p.requires_grad for p in parameters.values())
 
 
 def test_same_seed_gives_the_same_start() -> None:

@@ -150,7 +150,7 @@ def _glora_change(parts: Parts, weight_OI: Tensor, strength: float) -> Tensor:
 
 def _oft_change(parts: Parts, weight_OI: Tensor, strength: float) -> Tensor:
     """ComfyUI multiplies by the strength twice."""
-    blocks_KNN = _rotations(parts["oft_blocks"])
+    blocks_KNN = rotations(parts["oft_blocks"])
     identity = torch.eye(blocks_KNN.shape[-1], device=weight_OI.device)
     weight_KNI = weight_OI.unflatten(0, blocks_KNN.shape[:2])
     return strength**2 * torch.einsum("knm,kni->kmi", blocks_KNN - identity, weight_KNI).flatten(0, 1)
@@ -160,7 +160,7 @@ def _boft_change(parts: Parts, weight_OI: Tensor, strength: float) -> Tensor:
     """ComfyUI mixes each stage with the identity by the strength, then multiplies by it."""
     identity = torch.eye(parts["oft_blocks"].shape[-1], device=weight_OI.device)
     rotated_OI = weight_OI
-    for stage, blocks_KNN in enumerate(_rotations(parts["oft_blocks"])):
+    for stage, blocks_KNN in enumerate(rotations(parts["oft_blocks"])):
         mixed_KNN = strength * (blocks_KNN - identity) + identity
         rotated_OI = apply_butterfly(rotated_OI.t(), mixed_KNN, stage).t()
     if "rescale" in parts:
@@ -187,11 +187,11 @@ def apply_butterfly(x: Tensor, blocks_KNN: Tensor, stage: int) -> Tensor:
     return x.flatten(-2).unflatten(-1, (-1, distance, 2)).transpose(-2, -1).flatten(-3)
 
 
-def _rotations(blocks: Tensor) -> Tensor:
+def rotations(blocks: Tensor) -> Tensor:
     """Orthogonal matrices (I + Q)(I - Q)^-1 with Q = B - B^T (Cayley), of the last two dimensions."""
     skew = blocks - blocks.transpose(-1, -2)
     identity = torch.eye(blocks.shape[-1], device=blocks.device)
-    return (identity + skew) @ (identity - skew).inverse()
+    return (identity + skew) @ torch.linalg.inv_ex(identity - skew).inverse  # always exists, so no error to wait for
 
 
 FILE_KINDS: dict[str, FileKind] = {

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -10,6 +11,7 @@ from torch import Tensor, nn
 
 from .lora import LoRASettings, attach_lora, check_lora, export_lora, restore_lora_start
 from .lycoris import attach_lycoris, check_lycoris, export_lycoris
+from .lycoris_layer import LycorisLinear
 from .lycoris_settings import LYCORIS_ALGORITHMS, LyCORISSettings
 
 AdapterSettings = LoRASettings | LyCORISSettings
@@ -47,3 +49,20 @@ LYCORIS = AdapterKind(check=check_lycoris, attach=attach_lycoris, export=export_
 
 ADAPTERS: dict[str, AdapterKind] = {"lora": LORA, **dict.fromkeys(LYCORIS_ALGORITHMS, LYCORIS)}
 """By the `kind` of their settings."""
+
+
+@contextmanager
+def without_adapter(transformer: nn.Module) -> Iterator[None]:
+    """The frozen base alone within this context, whatever kind of adapter is attached."""
+    switched = []
+    for module in transformer.modules():
+        # peft's own way to switch an adapter off also stops its gradients, which must stay.
+        name, off = ("is_enabled", False) if isinstance(module, LycorisLinear) else ("_disable_adapters", True)
+        if hasattr(module, name):
+            switched.append((module, name, getattr(module, name)))
+            setattr(module, name, off)
+    try:
+        yield
+    finally:
+        for module, name, value in switched:
+            setattr(module, name, value)

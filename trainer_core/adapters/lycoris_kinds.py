@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ..errors import TrainerError
-from .file_kinds import apply_butterfly
+from .file_kinds import apply_butterfly, rotations
 from .lycoris_settings import LyCORISSettings
 from .targets import LayerPlan
 
@@ -55,6 +55,8 @@ class LycorisKind:
     """Refuses a layer [O, I] that cannot be split as asked."""
     is_random: bool = False
     """Whether it draws random numbers in training even without dropout."""
+    is_capturable: bool = True
+    """Whether a CUDA graph may hold its update; inverting matrices may wait for the device."""
 
 
 def _library_arguments(linear: nn.Linear, plan: LayerPlan) -> dict[str, Any]:
@@ -217,20 +219,22 @@ def _boft_update(module: Any, call: Call) -> Tensor:
 
 def _rotation_minus_identity(blocks: Tensor, constraint: float) -> Tensor:
     """[..., N, N] float32."""
-    from lycoris.functional.diag_oft import get_r
-
     with torch.autocast(blocks.device.type, enabled=False):
-        identity = torch.eye(blocks.shape[-1], device=blocks.device)
-        return get_r(blocks, identity, constraint) - identity
+        turned = rotations(_constrained(blocks, constraint))
+        return turned - torch.eye(blocks.shape[-1], device=blocks.device)
+
+
+def _constrained(blocks: Tensor, constraint: float) -> Tensor:
+    """Made shorter where the length of all B - B^T together exceeds the constraint, which 0 turns off."""
+    if not constraint:
+        return blocks
+    length = torch.linalg.norm((blocks - blocks.transpose(-1, -2)).flatten()) + 1e-8
+    return blocks * (constraint / length).clamp(max=1.0)
 
 
 def _export_rotations(values: Mapping[str, Tensor], constraint: float) -> dict[str, Tensor]:
     """With the constraint applied: ComfyUI would read it from `alpha`, but in another unit than the library's."""
-    blocks = values["oft_blocks"]
-    length = torch.norm(blocks - blocks.transpose(-1, -2)) + 1e-8
-    if 0 < constraint < length:
-        blocks = blocks * constraint / length
-    return {**values, "oft_blocks": blocks}
+    return {**values, "oft_blocks": _constrained(values["oft_blocks"], constraint)}
 
 
 def _export_boft(values: Mapping[str, Tensor], constraint: float) -> dict[str, Tensor]:
@@ -262,8 +266,10 @@ LYCORIS_KINDS: dict[str, LycorisKind] = {
         make=_make_dylora, update=_dylora_update, export=_export_dylora, check=_check_dylora, is_random=True
     ),
     "glora": LycorisKind(make=_make_glora, update=_glora_update, export=_export_glora),
-    "diag-oft": LycorisKind(make=_make_oft, update=_oft_update, export=_export_rotations),
-    "boft": LycorisKind(make=_make_boft, update=_boft_update, export=_export_boft, check=_check_boft),
+    "diag-oft": LycorisKind(make=_make_oft, update=_oft_update, export=_export_rotations, is_capturable=False),
+    "boft": LycorisKind(
+        make=_make_boft, update=_boft_update, export=_export_boft, check=_check_boft, is_capturable=False
+    ),
     "full": LycorisKind(
         make=lambda linear, plan, settings: WeightDifference(linear),
         update=_full_update,

@@ -45,6 +45,7 @@ class LycorisLinear(nn.Module):
         self.dropout, self.rank_dropout = settings.dropout, settings.rank_dropout
         self.module_dropout = settings.module_dropout
         self.draws_random_numbers = LYCORIS_KINDS[self.kind].is_random
+        self.is_capturable = LYCORIS_KINDS[self.kind].is_capturable
         self.adapter = LYCORIS_KINDS[self.kind].make(base_layer, plan, settings).to(device)
         is_whole = hasattr(self.adapter, "lokr_w1") and hasattr(self.adapter, "lokr_w2")  # neither has a rank
         self.scaling = 1.0 if is_whole or self.kind in (*CONSTRAINED, "full") else plan.alpha / plan.rank
@@ -80,8 +81,8 @@ class LycorisLinear(nn.Module):
         if self.magnitude_O1 is None:
             return out + update
         share_O = (self.magnitude_O1 / self._changed_lengths(self.own_parameters())).flatten()
-        out = (product + update) * share_O.to(out.dtype)
-        return out if bias_O is None else out + bias_O
+        # As differences to the base's output, which are then not rounded as that is.
+        return out + product * (share_O - 1).to(out.dtype) + update * share_O.to(out.dtype)
 
     def own_parameters(self) -> dict[str, nn.Parameter]:
         """What is trained, by the names that `export` takes."""
