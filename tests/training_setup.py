@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -71,8 +71,16 @@ def write_pictures(folder: Path) -> None:
         (folder / f"{name}.txt").write_text(f"a {name} square")
 
 
-def make_setup(folder: Path) -> Setup:
-    """Write base and pictures, and fill both caches."""
+PICTURES = DatasetFolderSettings(folder="pictures", resolution=64)
+
+
+def make_setup(folder: Path, folders: Sequence[DatasetFolderSettings] = (PICTURES,)) -> Setup:
+    """Write base and pictures, and fill both caches.
+
+    Args:
+        folder: An empty one.
+        folders: What the dataset is made of.
+    """
     models = folder / "checkpoints"
     models.mkdir(parents=True)
     write_all_in_one(models / "tiny.safetensors")
@@ -85,8 +93,10 @@ def make_setup(folder: Path) -> Setup:
         model_dirs={"checkpoints": (models,)},
     )
     model = steps.load_lumina2(LoadSettings(base="tiny.safetensors", precision="fp32"), context=context)
-    report = steps.read_dataset_folder(DatasetFolderSettings(folder="pictures", resolution=64), context=context)
-    dataset = report.dataset
+    dataset = None
+    for settings in folders:
+        dataset = steps.read_dataset_folder(settings, dataset=dataset, context=context).dataset
+    assert dataset is not None
     return Setup(
         model=model,
         latents=steps.cache_latents(steps.CacheLatentsSettings(), model=model, dataset=dataset, context=context),

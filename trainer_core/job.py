@@ -124,6 +124,11 @@ class TrainJob:
                 'push is "checkpoints" but checkpoint_step_interval is 0, so there are none before the end:'
                 ' choose push "end", or raise checkpoint_step_interval in Checkpoints'
             )
+        if self.checkpoints.use_ema and OPTIMIZERS[self.train.optimizer].averages:
+            raise TrainerError(
+                f"use_ema is on, but optimizer {self.train.optimizer} averages the weights itself:"
+                " turn it off, or choose another optimizer"
+            )
         if self.adapter is None and self.model.precision not in FULL_PRECISIONS:
             raise TrainerError(
                 f"precision is {self.model.precision}, which stores weights that cannot be trained:"

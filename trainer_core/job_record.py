@@ -32,6 +32,7 @@ def fingerprint_job(job: TrainJob) -> str:
         "adapter": None if job.adapter is None else _adapter_identity(job.adapter),
         "optimizer": _identity_of(job.optimizer),
         "noise": dataclasses.asdict(job.noise),
+        "ema": [job.checkpoints.ema_decay, job.checkpoints.ema_step_interval] if job.checkpoints.use_ema else None,
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 

@@ -20,7 +20,7 @@ from .publish.hub import FinishedFiles, HubUpload, UploadSource, link_or_copy
 from .publish.model_card import CardFacts
 from .publish.notices import Level, Report
 from .publish.tracking import Tracking
-from .run_folder import RunFolder
+from .run_folder import LIVE, RunFolder
 from .shared_facts import describe_datasets, describe_sampler, describe_settings_for_others
 
 logger = logging.getLogger(__name__)
@@ -141,7 +141,7 @@ def _make_upload(
         folder=run.path / "hub",
         num_steps=job.train.steps,
         card=card,
-        list_pictures=run.last_samples,
+        list_pictures=lambda: run.last_samples(LIVE),  # of the weights that are uploaded
         write_finished=write_finished,
     )
     return HubUpload(job.hub, source=source, report=report, should_stop=should_stop)

@@ -5,9 +5,13 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
+
+from torch import Tensor
 
 from .adapters.metadata import RunFacts
 from .context import StepContext
@@ -17,11 +21,12 @@ from .events import Event
 from .files import write_safetensors_atomically
 from .job import TrainJob
 from .observers import RunObserver
-from .run_folder import RunFolder, step_folder
+from .run_folder import LIVE, RunFolder, name_of, step_folder, suffix_of
 from .trained_weights import TrainedWeights
-from .training.checkpoints import prune_checkpoints, save_checkpoint
+from .training.checkpoints import WeightsFile, prune_checkpoints, save_checkpoint
 from .training.memory_plan import MemoryPlan
 from .training.session import StepRecord, TrainingSession
+from .training.weight_views import VALIDATED_WEIGHTS, WeightView
 from .validation.render import render_prompts
 
 SPEED_WINDOW = 20
@@ -88,9 +93,8 @@ class Recorder:
             step=step,
             parameters=self.session.parameters,
             optimizer=self.session.optimizer,
-            exported=self.weights.export(self.session.parameters),
-            metadata=self._metadata(),
-            weights_file=self.weights.file_name,
+            files=self._files(),
+            average=self.session.ema and self.session.ema.average,
         )
         for observer in self.observers:
             observer.checkpointed(step, folder / self.weights.file_name)
@@ -99,10 +103,12 @@ class Recorder:
         self.context.emit(Event(kind="checkpoint", run=self.run.name, data={"step": step, "path": path}))
 
     def validate(self, should_stop: Callable[[], bool] = lambda: False) -> None:
-        """Draw the validation prompts with the weights as they are."""
+        """Draw the validation prompts with the weights as they are, with their average, or both."""
         settings = self.job.validation
         if settings is None or not settings.prompt_list or self._validated_step == self.session.step:
             return
+        chosen = VALIDATED_WEIGHTS[self.job.checkpoints.ema_validation] if self.session.ema else (LIVE,)
+        views = [view for view in self.session.views if view.name in chosen]
         paths = render_prompts(
             settings,
             transformer=self.session.transformer,
@@ -112,20 +118,42 @@ class Recorder:
             precision=self.job.model.precision,
             folder=self.run.samples_dir(self.session.step),
             should_stop=should_stop,
+            weights={suffix_of(view.name): view.in_use for view in views},
         )
         self._validated_step = self.session.step
         for observer in self.observers:
             observer.validated(self.session.step, paths)
         images = [path.relative_to(self.run.path).as_posix() for path in paths]
-        data = {"step": self.session.step, "images": images, "prompts": list(settings.prompt_list)}
+        prompts = [prompt for prompt in settings.prompt_list for _ in views]
+        names = [view.name for _ in settings.prompt_list for view in views]
+        data = {"step": self.session.step, "images": images, "prompts": prompts, "weights": names}
         self.context.emit(Event(kind="validation", run=self.run.name, data=data))
 
     def finish(self) -> None:
         """Last checkpoint, last pictures, and the finished weights, whose presence ends the run."""
         self.save_checkpoint()
         self.validate(self.context.should_stop)
-        exported = self.weights.export(self.session.parameters)
-        write_safetensors_atomically(self.run.final_path, exported, self._metadata())
+        for file in reversed(self._files()):  # the live weights last
+            with file.opened() as tensors:
+                write_safetensors_atomically(self.run.final_path.with_name(file.name), tensors, file.metadata)
+
+    def _files(self) -> list[WeightsFile]:
+        """What other programs read, the live weights first."""
+        metadata = self._metadata()
+        return [
+            WeightsFile(
+                name=name_of(self.weights.file_name, view.name),
+                opened=partial(self._export, view),
+                metadata={**metadata, "lumina2_trainer.weights": view.name},
+                is_trained=view.is_trained,
+            )
+            for view in self.session.views
+        ]
+
+    @contextmanager
+    def _export(self, view: WeightView) -> Iterator[Mapping[str, Tensor]]:
+        with view.in_use():
+            yield self.weights.export(self.session.parameters)
 
     def _metadata(self) -> dict[str, str]:
         job, train = self.job, self.job.train

@@ -15,6 +15,9 @@ from .files import write_bytes_atomically, write_json_atomically
 
 ADAPTER_FILE, MODEL_FILE = "adapter.safetensors", "model.safetensors"
 """What training gives: an adapter, or a transformer with native names."""
+LIVE, EMA = "live", "ema"
+WEIGHTS = (LIVE, EMA)
+"""The weights as trained, and their running average: what can be chosen where a file is written."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -56,10 +59,11 @@ class RunFolder:
         """Validation pictures of one step."""
         return self.path / "samples" / step_folder(step)
 
-    def last_samples(self) -> tuple[Path, ...]:
-        """Pictures of the last validation, in the order of the prompts."""
+    def last_samples(self, weights: str | None = None) -> tuple[Path, ...]:
+        """Pictures of the last validation, in the order of the prompts: of all weights, or of these."""
         folders = sorted((self.path / "samples").glob("step-*"), key=step_of)
-        return tuple(sorted(folders[-1].glob("*.png"))) if folders else ()
+        pictures = sorted(folders[-1].glob("*.png")) if folders else []
+        return tuple(p for p in pictures if weights is None or p.stem.lstrip("0123456789") == suffix_of(weights))
 
     def append_log(self, record: Mapping[str, Any]) -> None:
         """Add one optimizer step to log.jsonl."""
@@ -93,6 +97,36 @@ class RunFolder:
     def losses(self) -> tuple[float, ...]:
         """Loss of each optimizer step."""
         return tuple(record["loss"] for record in self.read_log())
+
+
+def suffix_of(weights: str) -> str:
+    """What is added to the names of files that hold, or were drawn with, these weights."""
+    return "" if weights == LIVE else f"_{weights}"
+
+
+def name_of(weights_file: str, weights: str) -> str:
+    """Name of the file that holds these weights, beside the one with the live ones."""
+    path = Path(weights_file)
+    return f"{path.stem}{suffix_of(weights)}{path.suffix}"
+
+
+def choose_file(path: Path, weights: str) -> Path:
+    """The file with these weights.
+
+    Args:
+        path: The finished adapter or model.
+        weights: One of WEIGHTS.
+
+    Raises:
+        TrainerError: The run kept none.
+    """
+    chosen = path.with_name(name_of(path.name, weights))
+    if chosen != path and not chosen.exists():
+        raise TrainerError(
+            f'weights is "{weights}", but there is no {chosen.name} beside {path.name}: turn on use_ema in Checkpoints'
+            ' and train again, or choose "live"'
+        )
+    return chosen
 
 
 def step_folder(step: int) -> str:

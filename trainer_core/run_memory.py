@@ -78,7 +78,15 @@ def estimate_step(
     job: TrainJob, weights: TrainedWeights, samples: Sequence[TrainingSample], device: torch.device
 ) -> StepEstimate:
     """Predict the memory of a job's steps."""
-    lengths = [(max(map(_count_rows, s.embeds_paths)), s.width * s.height // TOKEN_PIXELS, s.repeats) for s in samples]
+    most = job.train.batch_size  # of one sample in a batch, where small folders are drawn often
+    lengths = [
+        (
+            max(map(_count_rows, s.embeds_paths)),
+            s.width * s.height // TOKEN_PIXELS,
+            s.repeats if s.folder_weight is None else most,
+        )
+        for s in samples
+    ]
     return StepEstimate(
         model=measure_job(job, weights, device),
         batch=largest_batch(lengths, job.train.batch_size, pads=_pads(job, device)),
@@ -92,13 +100,16 @@ def measure_job(job: TrainJob, weights: TrainedWeights, device: torch.device) ->
     with torch.device("meta"):
         weights.attach(network)
     is_whole = job.adapter is None
+    ema_bytes = 4 if job.checkpoints.use_ema and job.checkpoints.ema_device == "device" else 0
     accumulates = job.optimizer.gradient_accumulation_steps > 1
     return measure_model(
         network,
         PRECISIONS[job.model.precision],
         is_whole=is_whole,
         has_dropout=job.adapter is not None and not job.adapter.is_plain,
-        state_bytes=lambda numel, itemsize: state_bytes_on_device(job.train.optimizer, numel, itemsize, job.optimizer),
+        state_bytes=lambda numel, itemsize: (
+            state_bytes_on_device(job.train.optimizer, numel, itemsize, job.optimizer) + ema_bytes * numel
+        ),
         updates_in_backward=is_whole and OPTIMIZERS[job.train.optimizer].updates_in_backward and not accumulates,
         gradients_stay=accumulates or device.type == "cuda",  # a CUDA graph keeps them
     )

@@ -31,6 +31,7 @@ from .lumina2.prompts import SYSTEM_PROMPTS, UNCONDITIONAL, resolve_system_promp
 from .lumina2.timesteps import NoiseSettings
 from .publish.settings import HubSettings, TrackingSettings
 from .results import DatasetReport, TrainFullResult, TrainResult, ValidationResult
+from .run_folder import LIVE, WEIGHTS, choose_file
 from .settings import check_file_name, check_settings, setting
 from .train import train
 from .training.memory import free_memory
@@ -80,6 +81,8 @@ class SaveAdapterSettings:
     files."""
     dtype: str = setting("bf16", choices=ADAPTER_DTYPES)
     """Precision of the saved weights; bf16 halves the file without a visible difference."""
+    weights: str = setting(LIVE, choices=WEIGHTS)
+    """"live" is the adapter as trained, "ema" its running average, which use_ema of Checkpoints keeps."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -97,6 +100,8 @@ class SaveModelSettings:
     Diffusion Model (5 GB), "diffusers" is a folder for Lumina2Pipeline (11 GB)."""
     dtype: str = setting("bf16", choices=ADAPTER_DTYPES)
     """Precision of the transformer's weights; text encoder and VAE stay as they are."""
+    weights: str = setting(LIVE, choices=WEIGHTS)
+    """"live" is the model as trained, "ema" its running average, which use_ema of Checkpoints keeps."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -252,7 +257,7 @@ def validate(
 
 def save_adapter(settings: SaveAdapterSettings, *, adapter: Adapter, context: StepContext) -> tuple[Path, ...]:
     """Write the adapter for ComfyUI, diffusers or both, under a name that is new."""
-    content = read_adapter(Path(adapter.path))
+    content = read_adapter(choose_file(Path(adapter.path), settings.weights))
     folders = {"comfyui": context.loras_dir, "diffusers": context.runs_dir / "diffusers"}
     formats = list(folders) if settings.format == BOTH_FORMATS else [settings.format]
     return tuple(write_adapter(content, folders[name], settings.name, name, settings.dtype) for name in formats)
@@ -262,5 +267,6 @@ def save_model(settings: SaveModelSettings, *, model: Lumina2Model, context: Ste
     """Write the model in one of the layouts that other programs open, under a name that is new."""
     layout = MODEL_LAYOUTS[settings.layout]
     path = find_free_path(context.model_output_dir(layout.kind), settings.name, layout.ending)
-    layout.write(model, path, ADAPTER_DTYPES[settings.dtype])
+    chosen = replace(model, base_path=str(choose_file(Path(model.base_path), settings.weights)))
+    layout.write(chosen, path, ADAPTER_DTYPES[settings.dtype])
     return path

@@ -5,10 +5,12 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import torch
 from filelock import FileLock, Timeout
+from torch import nn
 
 from .context import StepContext
 from .data.batches import derive_seed
@@ -26,11 +28,13 @@ from .run_memory import plan_memory
 from .torch_state import preserved_torch_state
 from .trained_weights import TrainedWeights, choose_trained_weights
 from .training.checkpoints import list_checkpoints, load_checkpoint
+from .training.ema import Ema
 from .training.memory import free_memory, start_peak_memory
 from .training.memory_plan import MemoryPlan
 from .training.optimizer_checks import check_optimizer_device
 from .training.optimizers import make_optimizer
 from .training.session import StepPlan, TrainingSession
+from .training.settings import CheckpointSettings
 
 logger = logging.getLogger(__name__)
 
@@ -165,6 +169,7 @@ def _start_session(
         parameters=parameters,
         optimizer=optimizer,
         update=weights.make_update(parameters, optimizer, job.optimizer.max_grad_norm),
+        ema=_start_ema(parameters, job.checkpoints, context.device),
         samples=samples,
         unconditional=load_embeds(embeds.unconditional),
         plan=StepPlan(
@@ -181,11 +186,26 @@ def _start_session(
     )
 
 
+def _start_ema(
+    parameters: Mapping[str, nn.Parameter], settings: CheckpointSettings, device: torch.device
+) -> Ema | None:
+    if not settings.use_ema:
+        return None
+    return Ema(
+        parameters,
+        decay=settings.ema_decay,
+        step_interval=settings.ema_step_interval,
+        device=torch.device("cpu") if settings.ema_device == "cpu" else device,
+    )
+
+
 def _resume(session: TrainingSession, run: RunFolder, weights: TrainedWeights) -> None:
     """Go on from the newest checkpoint, and drop what was logged after it."""
     checkpoints = list_checkpoints(run.checkpoints_dir)
     if checkpoints:
-        session.step = load_checkpoint(checkpoints[-1], session.parameters, session.optimizer)
+        session.step = load_checkpoint(
+            checkpoints[-1], session.parameters, session.optimizer, session.ema and session.ema.average
+        )
         weights.restore(checkpoints[-1] / weights.file_name)
         logger.info("Run %s goes on from step %d", run.name, session.step)
     run.truncate_log(session.step)

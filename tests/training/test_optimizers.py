@@ -88,10 +88,7 @@ def test_stored_state_resumes_bit_for_bit(name: str, tmp_path: Path) -> None:
 
 def save(folder: Path, network: nn.Module, optimizer: torch.optim.Optimizer) -> None:
     parameters = dict(network.named_parameters())
-    exported = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    save_checkpoint(
-        folder, step=5, parameters=parameters, optimizer=optimizer, exported=exported, metadata={}, weights_file="w"
-    )
+    save_checkpoint(folder, step=5, parameters=parameters, optimizer=optimizer, files=[])
 
 
 @pytest.mark.parametrize("name", HERE)

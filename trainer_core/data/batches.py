@@ -10,6 +10,7 @@ import functools
 import hashlib
 import random
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch
 
@@ -18,6 +19,18 @@ def derive_seed(seed: int, *names: str | int) -> int:
     """A seed for one purpose, independent of every other purpose's."""
     digest = hashlib.sha256("/".join(map(str, (seed, *names))).encode()).digest()
     return int.from_bytes(digest[:8], "big") >> 1
+
+
+class Stream(Protocol):
+    """An endless order of samples, a function of the position alone."""
+
+    def sample_at(self, position: int, /) -> int:
+        """Index of the sample at a position, from 0."""
+        ...
+
+    def epoch_at(self, position: int, /) -> int:
+        """Passes over the data completed before a position."""
+        ...
 
 
 class SampleStream:

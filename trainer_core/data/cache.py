@@ -12,7 +12,7 @@ from torch import Tensor
 
 from ..errors import CacheDamagedError, TrainerError
 from .entries import UnreadableEntry, read_entry
-from .index import EMBEDS_FOLDER, FORMAT_VERSION, LATENTS_FOLDER, EmbedIndex, LatentIndex
+from .index import EMBEDS_FOLDER, FORMAT_VERSION, LATENTS_FOLDER, EmbedIndex, LatentIndex, folder_number
 
 REMEDIES = {
     LATENTS_FOLDER: "queue Cache Latents again",
@@ -65,6 +65,13 @@ class TrainingSample:
 
     more_latents_paths: tuple[Path, ...] = ()
     """Of its other crops, all of the same size; one of all is drawn, too."""
+
+    folder: int = 1
+    """Number of its folder, from 1."""
+    folder_weight: float | None = None
+    """How often the folder is drawn, relative to the others'; None if all samples are drawn alike."""
+    is_regularisation: bool = False
+    """Its target is what the base predicts, not the picture."""
 
     @property
     def latents_paths(self) -> tuple[Path, ...]:
@@ -167,6 +174,8 @@ def join_samples(latents: LatentIndex, embeds: EmbedIndex) -> tuple[TrainingSamp
             f"latents and text embeds come from different pictures: {changed[0]} and {len(changed) - 1} more differ:"
             f" {remedy}"
         )
+    weights = latents.folder_weights
+    numbers = {sample.id: folder_number(sample.id) for sample in latents.samples}
     return tuple(
         TrainingSample(
             id=sample.id,
@@ -179,6 +188,9 @@ def join_samples(latents: LatentIndex, embeds: EmbedIndex) -> tuple[TrainingSamp
             width=sample.width,
             height=sample.height,
             repeats=sample.repeats,
+            folder=numbers[sample.id],
+            folder_weight=weights.get(numbers[sample.id]),
+            is_regularisation=latents.folders[numbers[sample.id] - 1].is_regularisation,
         )
         for sample in latents.samples
     )

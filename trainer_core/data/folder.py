@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -15,6 +16,12 @@ from .crops import CROP_STYLES
 from .sizing import ASPECTS, RESOLUTION_TYPES, SizePlan, megapixels_to_resolution, parse_aspect_ratios
 
 DEMO_FOLDER = "demo"
+
+SAMPLINGS: dict[str, Callable[[float, int], float]] = {
+    "auto": lambda probability, num_samples: probability * num_samples,
+    "uniform": lambda probability, num_samples: probability,
+}
+"""The weight of a folder, from its probability and the samples it brings to one pass."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -89,6 +96,15 @@ class DatasetFolderSettings:
     target_downsample_size: float = setting(0.0, minimum=0.0, maximum=16384.0, step=0.01)
     """Size of pictures beyond maximum_image_size before they are cropped. Equal to the resolution it changes nothing;
     larger, the crop is a detail. Unit: resolution_type."""
+    probability: float = setting(1.0, minimum=1e-6, maximum=1000.0, step=0.01)
+    """How often this folder is drawn beside other folders, relative to their probability; see sampling. Equal for all
+    folders it changes nothing."""
+    sampling: str = setting("auto", choices=SAMPLINGS)
+    """How folders are mixed, the same for all of them: "auto" weighs each by its number of pictures, repeats and
+    probability; "uniform" by its probability alone, however many pictures it has."""
+    is_regularisation: bool = setting(False)
+    """These pictures keep the adapter from drifting: the target is what the base itself predicts for them, not the
+    picture. Only for training an adapter; each of them costs one more pass through the network."""
 
     def __post_init__(self) -> None:
         if self.crop_style == "face":
@@ -167,6 +183,8 @@ class DatasetFolderSettings:
                 ) from error
             if found[-1].size_plan.buckets in [one.size_plan.buckets for one in found[:-1]]:
                 raise TrainerError(f"more_resolutions holds {entry!r}, which is there already: remove it")
+        if self.sampling == "uniform":  # a folder's probability is shared by its resolutions
+            return tuple(replace(one, probability=self.probability / len(found)) for one in found)
         return tuple(found)
 
     @property
@@ -194,9 +212,15 @@ def open_dataset(settings: DatasetFolderSettings, *, earlier: Dataset | None = N
     """Resolve a folder and add it, once for each resolution, to an earlier dataset, if there is one.
 
     Raises:
-        TrainerError: The folder is missing, not a folder, or outside of the allowed ones.
+        TrainerError: The folder is missing, not a folder, outside of the allowed ones, or mixed in another way.
     """
     path = str(_resolve_folder(settings.folder, context))
+    first = earlier.folders[0].settings if earlier else settings
+    if settings.sampling != first.sampling:
+        raise TrainerError(
+            f"sampling is {settings.sampling!r} for folder {settings.folder!r} but {first.sampling!r} for"
+            f" {first.folder!r}: choose the same for all folders of a dataset"
+        )
     folders = (DatasetFolder(path=path, settings=one) for one in settings.split_resolutions())
     return Dataset(folders=(*(earlier.folders if earlier else ()), *folders))
 

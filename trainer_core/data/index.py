@@ -9,18 +9,24 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..files import write_bytes_atomically
-from .folder import DatasetFolderSettings
+from .folder import SAMPLINGS, DatasetFolderSettings
 
 LATENTS_FOLDER = "latents"
 EMBEDS_FOLDER = "text_embeds"
 INDEX_FOLDER = "indexes"
 FORMAT_VERSION = 1
+
+
+def folder_number(sample_id: str) -> int:
+    """The number of a sample's folder, from 1."""
+    return int(sample_id.split("/", 1)[0])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +75,21 @@ class LatentIndex:
     @property
     def fingerprint(self) -> str:
         """See `LatentCache.fingerprint`."""
-        return _hash_json([[s.id, s.latents, s.repeats, *s.more_latents] for s in self.samples])
+        samples = [[s.id, s.latents, s.repeats, *s.more_latents] for s in self.samples]
+        weights, priors = self.folder_weights, [f.is_regularisation for f in self.folders]
+        return _hash_json([samples, weights, priors] if weights or any(priors) else samples)
+
+    @property
+    def folder_weights(self) -> dict[int, float]:
+        """How often each folder is drawn, by number; empty if all count by their samples alone."""
+        kinds = {(folder.sampling, folder.probability) for folder in self.folders}
+        if len(self.folders) < 2 or (len(kinds) == 1 and self.folders[0].sampling == "auto"):
+            return {}
+        counts = Counter[int]()
+        for sample in self.samples:
+            counts[folder_number(sample.id)] += sample.repeats
+        weigh = SAMPLINGS[self.folders[0].sampling]
+        return {number: weigh(self.folders[number - 1].probability, count) for number, count in sorted(counts.items())}
 
     def path_of(self, sample: LatentSample) -> Path:
         """Entry of the sample's first crop."""

@@ -7,6 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from .crops import kept_fraction, upscale_factor
+from .folder import DatasetFolderSettings
 from .scan import Picture, ScannedDataset, ScannedFolder
 
 MAX_LINES = 50
@@ -45,8 +46,14 @@ def _describe_folder(folder: ScannedFolder) -> str:
     return (
         f"Folder {folder.number}: {settings.folder} ({len(folder.pictures)} pictures x {settings.repeats},"
         f" resolution {settings.size_plan.resolution}, {settings.aspect}, captions by {settings.caption_source}"
-        f"{trigger}{_describe_variants(folder)})"
+        f"{trigger}{_describe_mix(settings)}{_describe_variants(folder)})"
     )
+
+
+def _describe_mix(settings: DatasetFolderSettings) -> str:
+    mix = f", probability {settings.probability:g}" if settings.probability != 1 else ""
+    mix += ", sampling uniform" if settings.sampling == "uniform" else ""
+    return mix + (", regularisation" if settings.is_regularisation else "")
 
 
 def _describe_variants(folder: ScannedFolder) -> str:

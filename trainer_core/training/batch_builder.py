@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data.batches import SampleStream, choose_variant, sample_generator
+from ..data.batches import Stream, choose_variant, sample_generator
 from ..data.cache import TrainingSample, load_embeds, load_latents
 from ..lumina2.objective import NoisyBatch, make_noisy_batch
 from ..lumina2.timesteps import NoiseSettings, draw_timesteps
@@ -51,7 +51,7 @@ class BatchBuilder:
     def __init__(
         self,
         samples: Sequence[TrainingSample],
-        stream: SampleStream,
+        stream: Stream,
         *,
         unconditional: Tensor,
         batch_size: int,

@@ -11,7 +11,9 @@ import logging
 import os
 import shutil
 import uuid
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +28,20 @@ logger = logging.getLogger(__name__)
 
 STATE_TENSORS = "training_state.safetensors"
 STATE_JSON = "training_state.json"
-PARAMETER, OPTIMIZER, GROUP = "parameter/", "optimizer/", "group/"
+PARAMETER, OPTIMIZER, GROUP, AVERAGE = "parameter/", "optimizer/", "group/", "average/"
 """What names in STATE_TENSORS begin with."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class WeightsFile:
+    """A file of trained weights for other programs."""
+
+    name: str
+    opened: Callable[[], AbstractContextManager[Mapping[str, Tensor]]]
+    """Its tensors, which hold within the context."""
+    metadata: Mapping[str, str]
+    is_trained: bool
+    """Parameters among its tensors have the values that training goes on from."""
 
 
 def save_checkpoint(
@@ -36,32 +50,27 @@ def save_checkpoint(
     step: int,
     parameters: Mapping[str, nn.Parameter],
     optimizer: torch.optim.Optimizer,
-    exported: Mapping[str, Tensor],
-    metadata: Mapping[str, str],
-    weights_file: str,
+    files: Sequence[WeightsFile],
+    average: Mapping[str, Tensor] | None = None,
 ) -> None:
     """Write everything that is needed to go on from a step, one tensor at a time.
 
-    Where `exported` holds the parameters themselves, they are not written a second time. Of the whole Lumina2 trained
-    by adamw8bit, weights and state take 5.2 GB each.
+    Where a file holds the parameters themselves, they are not written a second time. Of the whole Lumina2 trained by
+    adamw8bit, weights and state take 5.2 GB each.
 
     Args:
         folder: Its final path; written beside it and renamed.
         step: Optimizer steps done.
         parameters: What is trained.
         optimizer: Of these parameters, with its state.
-        exported: What other programs read.
-        metadata: Of that file.
-        weights_file: Name of that file.
+        files: What other programs read.
+        average: Running average of the parameters, by their names.
     """
     if folder.exists():
         return
     temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
-    is_exact = all(exported.get(name) is parameter for name, parameter in parameters.items())
     state = optimizer.state_dict()
-    tensors: dict[str, Tensor] = {}
-    if not is_exact:
-        tensors.update({f"{PARAMETER}{name}": parameter for name, parameter in parameters.items()})
+    tensors: dict[str, Tensor] = {f"{AVERAGE}{name}": value for name, value in (average or {}).items()}
     plain: dict[str, dict[str, Any]] = {}
     for name, index in _parameter_indices(parameters, optimizer).items():
         values = state["state"].get(index, {})
@@ -72,14 +81,27 @@ def save_checkpoint(
     for number, group in enumerate(groups):
         tensors.update({f"{GROUP}{number}/{k}": v for k, v in group.items() if isinstance(v, Tensor)})
         groups[number] = {k: v for k, v in group.items() if not isinstance(v, Tensor)}
-    record = {"step": step, "param_groups": groups, "state": plain, "exact_weights": weights_file if is_exact else None}
     try:
+        exact_weights = _write_files(temporary, files, parameters)
+        if exact_weights is None:
+            tensors.update({f"{PARAMETER}{name}": parameter for name, parameter in parameters.items()})
         write_safetensors_atomically(temporary / STATE_TENSORS, tensors)
+        record = {"step": step, "param_groups": groups, "state": plain, "exact_weights": exact_weights}
         write_json_atomically(temporary / STATE_JSON, record)
-        write_safetensors_atomically(temporary / weights_file, exported, metadata)
         os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _write_files(folder: Path, files: Sequence[WeightsFile], parameters: Mapping[str, nn.Parameter]) -> str | None:
+    """Write them; the name of the one that training can go on from."""
+    exact_weights = None
+    for file in files:
+        with file.opened() as tensors:
+            if file.is_trained and all(tensors.get(name) is parameter for name, parameter in parameters.items()):
+                exact_weights = file.name
+            write_safetensors_atomically(folder / file.name, tensors, file.metadata)
+    return exact_weights
 
 
 def _parameter_indices(parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> dict[str, int]:
@@ -105,8 +127,13 @@ def prune_checkpoints(checkpoints_dir: Path, num_kept: int) -> None:
             logger.warning("%s cannot be deleted now: %s", path, error)
 
 
-def load_checkpoint(folder: Path, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer) -> int:
-    """Put a checkpoint's values into parameters and optimizer, in place, one tensor at a time.
+def load_checkpoint(
+    folder: Path,
+    parameters: Mapping[str, nn.Parameter],
+    optimizer: torch.optim.Optimizer,
+    average: Mapping[str, Tensor] | None = None,
+) -> int:
+    """Put a checkpoint's values into parameters, optimizer and average, in place, one tensor at a time.
 
     Returns:
         The optimizer steps done.
@@ -130,6 +157,8 @@ def load_checkpoint(folder: Path, parameters: Mapping[str, nn.Parameter], optimi
             with torch.no_grad():
                 for name, parameter in parameters.items():
                     parameter.copy_(weights.get_tensor(f"{prefix}{name}"))
+                for name, value in (average or {}).items():
+                    value.copy_(state.get_tensor(f"{AVERAGE}{name}"))
             groups = [
                 {**kept, **_group_tensors(state, number), "params": group["params"]}
                 for number, (kept, group) in enumerate(

@@ -11,14 +11,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..data.batches import SampleStream, derive_seed
+from ..data.batches import Stream, derive_seed
 from ..data.cache import TrainingSample
+from ..data.mixing import make_stream
 from ..errors import TrainerError
 from ..lumina2.objective import NoisyBatch, flow_matching_loss, loss_by_timestep_bin
 from ..lumina2.precision import PRECISIONS, computation
 from ..lumina2.timesteps import NoiseSettings
 from ..lumina2.transformer import Lumina2Transformer
 from .batch_builder import BatchBuilder, TrainingBatch
+from .ema import Ema
 from .graphs import GraphedPass, can_be_captured
 from .lr_schedules import lr_factor
 from .memory import peak_memory_gib
@@ -26,6 +28,7 @@ from .prefetch import Prefetcher
 from .settings import OptimizerSettings
 from .shapes import ShapeLimiter
 from .updates import UpdateAfterBackward, WeightUpdate
+from .weight_views import WeightView, weight_views
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -75,12 +78,14 @@ class TrainingSession:
     step: int = 0
     update: WeightUpdate | None = None
     """How gradients become an update; after the backward pass if None."""
-    stream: SampleStream = field(init=False)
+    ema: Ema | None = None
+    """Running average of the parameters."""
+    stream: Stream = field(init=False)
 
     def __post_init__(self) -> None:
         max_grad_norm = self.plan.optimizer.max_grad_norm
         self._update = self.update or UpdateAfterBackward(self.parameters, self.optimizer, max_grad_norm)
-        self.stream = SampleStream([sample.repeats for sample in self.samples], self.plan.seed)
+        self.stream = make_stream(self.samples, self.plan.seed)
         self._batches = self._start_batches()
         self._graphs = self._start_graphs()
 
@@ -124,6 +129,11 @@ class TrainingSession:
         """False while some weights are of this step and others of the last."""
         return self._update.is_consistent
 
+    @property
+    def views(self) -> tuple[WeightView, ...]:
+        """The weights as they are drawn with and saved."""
+        return weight_views(self.parameters, self.optimizer, self.ema)
+
     def make_batch(self, first_position: int) -> TrainingBatch:
         """The batch that starts at a position of the stream, on the device."""
         return self._batches.take(first_position).on(self.device)
@@ -151,6 +161,8 @@ class TrainingSession:
         *sample_losses, norm = torch.cat([*losses, self._update.measure()[None]]).tolist()  # the step's one wait
         self._check_finite(step, sample_losses, norm, ids)
         self._update.apply()
+        if self.ema is not None:
+            self.ema.update(self.parameters, step)
         self.step = step
         return StepRecord(
             step=step,

@@ -5,7 +5,9 @@ from __future__ import annotations
 import shutil
 import tempfile
 from collections.abc import Callable, Mapping
+from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
+from types import MappingProxyType
 
 import torch
 from PIL import Image
@@ -19,6 +21,9 @@ from ..lumina2.transformer import Lumina2Transformer
 from ..lumina2.vae import LATENT_CHANNELS, VAE_SCALE, decode_latents, load_vae
 from .settings import SamplerSettings
 
+PLAIN: Mapping[str, Callable[[], AbstractContextManager[None]]] = MappingProxyType({"": nullcontext})
+"""The transformer's weights as they are."""
+
 
 def render_prompts(
     settings: SamplerSettings,
@@ -30,6 +35,7 @@ def render_prompts(
     precision: str,
     folder: Path,
     should_stop: Callable[[], bool] = lambda: False,
+    weights: Mapping[str, Callable[[], AbstractContextManager[None]]] = PLAIN,
 ) -> tuple[Path, ...]:
     """Draw every prompt with the same seed.
 
@@ -42,9 +48,10 @@ def render_prompts(
         precision: Key of PRECISIONS.
         folder: `00.png`, `01.png`, ... are written there.
         should_stop: Asked before each sampling step.
+        weights: What is put into the transformer, by what is added to the names of the pictures drawn with it.
 
     Returns:
-        The files, in the order of the prompts.
+        The files, in the order of the prompts, of each those with all weights.
 
     Raises:
         StopTraining: should_stop said so.
@@ -53,48 +60,55 @@ def render_prompts(
     noise = initial_noise(settings.seed, LATENT_CHANNELS, settings.height // VAE_SCALE, settings.width // VAE_SCALE)
     was_training = transformer.training
     transformer.eval()
-    latents = []
+    latents: dict[str, list[Tensor]] = {}
 
     def stop_if_asked() -> None:
         if should_stop():
             raise StopTraining
 
     try:
-        for prompt in settings.prompt_list:
-            latents.append(
-                sample_latents(
-                    transformer,
-                    prompt_embeds[prompt],
-                    negative_embeds,
-                    noise,
-                    schedule=settings.schedule,
-                    num_inference_steps=settings.num_inference_steps,
-                    guidance_scale=settings.guidance_scale,
-                    shift=settings.shift,
-                    autocast=lambda: computation(precision, device),
-                    before_step=stop_if_asked,
-                )
-            )
+        for suffix, in_use in weights.items():
+            with in_use():
+                latents[suffix] = [
+                    sample_latents(
+                        transformer,
+                        prompt_embeds[prompt],
+                        negative_embeds,
+                        noise,
+                        schedule=settings.schedule,
+                        num_inference_steps=settings.num_inference_steps,
+                        guidance_scale=settings.guidance_scale,
+                        shift=settings.shift,
+                        autocast=lambda: computation(precision, device),
+                        before_step=stop_if_asked,
+                    )
+                    for prompt in settings.prompt_list
+                ]
     finally:
         transformer.train(was_training)
     return _decode_to_files(latents, settings, vae_path, device, folder)
 
 
 def _decode_to_files(
-    latents: list[Tensor], settings: SamplerSettings, vae_path: Path, device: torch.device, folder: Path
+    latents: Mapping[str, list[Tensor]],
+    settings: SamplerSettings,
+    vae_path: Path,
+    device: torch.device,
+    folder: Path,
 ) -> tuple[Path, ...]:
     folder.parent.mkdir(parents=True, exist_ok=True)
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     vae = load_vae(vae_path, device=device, dtype=torch.float32)
     names = []
-    for number, (prompt, latent) in enumerate(zip(settings.prompt_list, latents, strict=True)):
-        with torch.no_grad():
-            pixels_13HW = decode_latents(vae, latent[None])
-        name = f"{number:02d}.png"
-        about = PngInfo()
-        about.add_itxt("prompt", prompt)
-        to_image(pixels_13HW[0]).save(temporary / name, pnginfo=about)
-        names.append(name)
+    for number, prompt in enumerate(settings.prompt_list):
+        for suffix, drawn in latents.items():
+            with torch.no_grad():
+                pixels_13HW = decode_latents(vae, drawn[number][None])
+            name = f"{number:02d}{suffix}.png"
+            about = PngInfo()
+            about.add_itxt("prompt", prompt)
+            to_image(pixels_13HW[0]).save(temporary / name, pnginfo=about)
+            names.append(name)
     if folder.exists():  # an earlier drawing of the same step, perhaps of other prompts
         shutil.rmtree(folder)
     temporary.rename(folder)
