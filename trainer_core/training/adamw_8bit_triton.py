@@ -91,7 +91,7 @@ def _uniform(words, SHIFT: tl.constexpr):
     return (((words >> SHIFT) & 0xFFFF).to(tl.int32).to(tl.float32) + 0.5) / 65536.0
 
 
-@triton.jit(do_not_specialize=["num_rows", "num_sums", "position", "seed", "stream", "step"])
+@triton.jit(do_not_specialize=["num_rows", "num_sums", "position", "seed", "sequence", "step"])
 def _update(
     weight_ptr,
     grad_ptr,
@@ -114,7 +114,7 @@ def _update(
     square_correction,
     epsilon,
     seed,
-    stream,
+    sequence,
     step,
     HAS_GUARD: tl.constexpr,
     IS_ROUNDED: tl.constexpr,
@@ -136,7 +136,7 @@ def _update(
         is_row = row_K < num_rows
         is_element = at_KB < numel
         grad_KB = tl.load(grad_ptr + at_KB, mask=is_element, other=0.0).to(tl.float32)
-        words_KB = _random_words(seed, row_K, stream, step)
+        words_KB = _random_words(seed, row_K, sequence, step)
 
         code_KB = tl.load(mean_ptr + at_KB, mask=is_row[:, None], other=0).to(tl.float32)
         scale_K = tl.load(mean_scale_ptr + row_K, mask=is_row, other=0.0) / (MEAN_CODES * MEAN_CODES)
@@ -210,7 +210,7 @@ def update_triton(
         mean_correction=numbers.mean_correction,
         epsilon=numbers.epsilon,
         seed=numbers.seed,
-        stream=numbers.stream,
+        sequence=numbers.stream,
         step=numbers.step,
         HAS_GUARD=guard is not None,
         IS_ROUNDED=parameter.dtype is torch.bfloat16,
