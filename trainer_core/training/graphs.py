@@ -27,8 +27,7 @@ MAX_GRAPHS = 8
 NUM_EAGER_PASSES = 2
 """Passes of a shape before it is captured; the first compiles kernels, the second is timed."""
 HOST_BOUND = 0.6
-"""Share of a pass that Python needs to start it, beyond which a graph pays; its pace varies, as it also builds
-batches."""
+"""Share of a pass that Python needs to start it, beyond which a graph pays; its pace varies while it builds batches."""
 
 Differentiate = Callable[[NoisyBatch], Tensor]
 """Adds the gradients of a batch to the parameters' .grad, and returns the loss of each sample [B], detached."""
@@ -136,12 +135,8 @@ class GraphedPass:
 
 
 def can_be_captured(transformer: nn.Module) -> bool:
-    """Whether a pass is the same kernels every time: not with dropout, nor where blocks come and go.
-
-    A module that waits for the device says so by an attribute `is_capturable`.
-    """
-    parts = (transformer.run_block, *transformer.modules())
-    return not draws_random_numbers(transformer) and all(getattr(part, "is_capturable", True) for part in parts)
+    """Whether a pass is the same kernels every time: not with dropout, nor where blocks come and go."""
+    return not draws_random_numbers(transformer) and getattr(transformer.run_block, "is_capturable", True)
 
 
 def shape_key(batch: NoisyBatch) -> tuple[Any, ...]:

@@ -36,7 +36,7 @@ class OptimizerSettings:
     """Gradients longer than this are shortened to it; 0 turns clipping off. Full training with adamw8bit or adamw_bf16
     updates each weight before all gradients are known, so there it limits the RMS of each weight's update instead
     (StableAdamW); 1 suits both."""
-    optimizer_state: str = setting("device", choices=OPTIMIZER_STATES)
+    optimizer_state: str = setting("device", choices=OPTIMIZER_STATES, is_optional=True)
     """Where adamw8bit and adamw_bf16 keep their running means. "host" moves them to the computer's memory: 5 or 10 GiB
     less on the GPU for full training, in up to twice the time."""
     lr_end_ratio: float = setting(0.0, minimum=0.0, maximum=1.0, step=0.01)
