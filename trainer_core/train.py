@@ -12,6 +12,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import nn
 
+from .adapters.kinds import without_adapter
 from .context import StepContext
 from .data.batches import derive_seed
 from .data.cache import TrainingSample, join_samples, load_embeds, read_embed_index, read_latent_index
@@ -53,6 +54,7 @@ def train(job: TrainJob, context: StepContext) -> tuple[RunFolder, bool]:
     latents = read_latent_index(job.latents)
     samples = join_samples(latents, embeds)
     _check_validation(job, embeds)
+    _check_regularisation(job, samples)
     check_optimizer_device(job.train.optimizer, context.device)
     record = describe_job(job, len(samples), str(context.device))
     weights = choose_trained_weights(job)
@@ -169,6 +171,7 @@ def _start_session(
         parameters=parameters,
         optimizer=optimizer,
         update=weights.make_update(parameters, optimizer, job.optimizer.max_grad_norm),
+        base_only=None if job.adapter is None else without_adapter,
         ema=_start_ema(parameters, job.checkpoints, context.device),
         samples=samples,
         unconditional=load_embeds(embeds.unconditional),
@@ -227,4 +230,17 @@ def _check_validation(job: TrainJob, embeds: EmbedIndex) -> None:
         raise TrainerError(
             f"the validation prompt {missing!r} is not in the text cache:"
             " connect Validation Prompts to Cache Text Embeds as well as to Train"
+        )
+
+
+def _check_regularisation(job: TrainJob, samples: Sequence[TrainingSample]) -> None:
+    """It needs the base beside what is trained."""
+    if job.adapter is None and any(sample.is_regularisation for sample in samples):
+        raise TrainerError(
+            "is_regularisation is on for a folder, but Train Full Model changes the base that would be the target:"
+            " turn it off in Dataset Folder, or train a LoRA"
+        )
+    if all(sample.is_regularisation for sample in samples):
+        raise TrainerError(
+            "is_regularisation is on for all folders, so there is nothing to learn: add a folder without it"
         )

@@ -79,17 +79,23 @@ def _fill(x_SC: Tensor, length: int | None) -> Tensor:
     return x_SC if length is None else F.pad(x_SC, (0, 0, 0, length - len(x_SC)))
 
 
+def predict_velocity(transformer: Lumina2Transformer, batch: NoisyBatch) -> Tensor:
+    """What the network answers, [T, C] float32."""
+    dtype = transformer.x_embedder.weight.dtype
+    velocity_TC = transformer(
+        batch.noisy_TC.to(dtype), batch.timesteps_B, batch.prompt_embeds_L.to(dtype), batch.layout
+    )
+    return velocity_TC.float()
+
+
 def flow_matching_loss(transformer: Lumina2Transformer, batch: NoisyBatch) -> Tensor:
     """Mean squared error of each sample.
 
     Returns:
         [B] float32, not reduced, so that loss by noise level costs nothing.
     """
-    dtype = transformer.x_embedder.weight.dtype
-    velocity_TC = transformer(
-        batch.noisy_TC.to(dtype), batch.timesteps_B, batch.prompt_embeds_L.to(dtype), batch.layout
-    )
-    error_T = (velocity_TC.float() - batch.target_TC).square().mean(-1)
+    velocity_TC = predict_velocity(transformer, batch)
+    error_T = (velocity_TC - batch.target_TC).square().mean(-1)
     return batch.layout.image.mean_by_sample(error_T)
 
 

@@ -30,6 +30,8 @@ class TrainingBatch:
     timesteps_B: Tensor
     """[B], the times of the samples; always on the CPU."""
     ids: list[str]
+    is_regularisation: tuple[bool, ...]
+    """Which samples have the base's prediction as their target."""
 
     def pinned(self) -> TrainingBatch:
         """The same batch in memory that a GPU reads without waiting."""
@@ -92,10 +94,10 @@ class BatchBuilder:
         Raises:
             CacheDamagedError: A cache entry is missing or damaged.
         """
-        latents, noise, timesteps, embeds, ids = [], [], [], [], []
+        latents, noise, timesteps, embeds, samples = [], [], [], [], []
         for position in range(first_position, first_position + self._batch_size):
-            index = self._stream.sample_at(position)
-            latents_CHW, embeds_LD = self._load(self._samples[index], position)
+            sample = self._samples[self._stream.sample_at(position)]
+            latents_CHW, embeds_LD = self._load(sample, position)
             generator = sample_generator(self._seed, position)
             num_tokens = latents_CHW.shape[-2] * latents_CHW.shape[-1] // 4
             timesteps.append(draw_timesteps(self._noise, (num_tokens,), generator))
@@ -103,13 +105,18 @@ class BatchBuilder:
             noise.append(torch.randn(latents_CHW.shape, generator=generator, dtype=torch.float32))
             latents.append(latents_CHW)
             embeds.append(self._unconditional if is_dropped else embeds_LD)
-            ids.append(self._samples[index].id)
+            samples.append(sample)
         timesteps_B = torch.cat(timesteps)
         padded = self._shapes.padded_lengths(
             [len(embeds_LD) for embeds_LD in embeds], [x.shape[-2] * x.shape[-1] // 4 for x in latents]
         )
         noisy = make_noisy_batch(latents, noise, timesteps_B, embeds, self._axes_dims, CPU, padded)
-        return TrainingBatch(noisy=noisy, timesteps_B=timesteps_B, ids=ids)
+        return TrainingBatch(
+            noisy=noisy,
+            timesteps_B=timesteps_B,
+            ids=[sample.id for sample in samples],
+            is_regularisation=tuple(sample.is_regularisation for sample in samples),
+        )
 
     def _load(self, sample: TrainingSample, position: int) -> tuple[Tensor, Tensor]:
         """Latents of one of the crops and the text states of one of the captions."""

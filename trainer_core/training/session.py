@@ -19,6 +19,7 @@ from ..lumina2.objective import NoisyBatch, flow_matching_loss, loss_by_timestep
 from ..lumina2.precision import PRECISIONS, computation
 from ..lumina2.timesteps import NoiseSettings
 from ..lumina2.transformer import Lumina2Transformer
+from .base_targets import BaseOnly, with_base_targets
 from .batch_builder import BatchBuilder, TrainingBatch
 from .ema import Ema
 from .graphs import GraphedPass, can_be_captured
@@ -80,6 +81,8 @@ class TrainingSession:
     """How gradients become an update; after the backward pass if None."""
     ema: Ema | None = None
     """Running average of the parameters."""
+    base_only: BaseOnly | None = None
+    """Switches off what is trained; regularisation samples need it."""
     stream: Stream = field(init=False)
 
     def __post_init__(self) -> None:
@@ -155,7 +158,9 @@ class TrainingSession:
             position = first_position + number * plan.batch_size
             batch = self.make_batch(position)
             torch.manual_seed(derive_seed(plan.seed, "network", position))  # dropout inside the adapter
-            losses.append(self._differentiate(batch.noisy, learning_rate, is_last=number == num_batches - 1))
+            losses.append(
+                self._differentiate(self._with_targets(batch), learning_rate, is_last=number == num_batches - 1)
+            )
             timesteps += batch.timesteps_B.tolist()
             ids += batch.ids
         *sample_losses, norm = torch.cat([*losses, self._update.measure()[None]]).tolist()  # the step's one wait
@@ -174,6 +179,16 @@ class TrainingSession:
             peak_memory_gib=peak_memory_gib(self.device),
             epoch=self.stream.epoch_at(first_position),
             files=ids,
+        )
+
+    def _with_targets(self, batch: TrainingBatch) -> NoisyBatch:
+        """The batch, with the base's own answer as the target of regularisation samples."""
+        if self.base_only is None:
+            assert not any(batch.is_regularisation), "regularisation without a base to look at"
+            return batch.noisy
+        plan = self.plan
+        return with_base_targets(
+            self.transformer, self.base_only, batch.noisy, batch.is_regularisation, plan.precision, self.device
         )
 
     def _differentiate(self, batch: NoisyBatch, learning_rate: float, *, is_last: bool) -> Tensor:
