@@ -104,7 +104,7 @@ class DatasetFolderSettings:
     probability; "uniform" by its probability alone, however many pictures it has."""
     is_regularisation: bool = setting(False, is_optional=True)
     """These pictures keep the adapter from drifting: the target is what the base itself predicts for them, not the
-    picture. Only for training an adapter; each of them costs one more pass through the network."""
+    picture. Only for training an adapter; a batch that holds one costs one more forward pass."""
 
     def __post_init__(self) -> None:
         if self.crop_style == "face":
