@@ -148,9 +148,9 @@ class Checkpoints(io.ComfyNode):
     def define_schema(cls) -> io.Schema:
         return io.Schema(
             node_id="Lumina2Checkpoints",
-            display_name="Checkpoints (Lumina2)",
+            display_name="Checkpoints and EMA (Lumina2)",
             category=CATEGORY,
-            description="How often a run is written to disk and how many checkpoints are kept. For a Train node.",
+            description="How often a run is written to disk, and whether a running average is kept. For a Train node.",
             inputs=build_widgets(CheckpointSettings),
             outputs=[
                 sockets.Checkpoints.Output(display_name="checkpoints", tooltip="For checkpoints of a Train node.")

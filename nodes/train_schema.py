@@ -31,7 +31,7 @@ def settings_inputs() -> list[io.Input]:
             "validation", optional=True, tooltip="From Validation Prompts: pictures drawn during training."
         ),
         sockets.Checkpoints.Input(
-            "checkpoints", optional=True, tooltip="From Checkpoints: how often the run is written to disk."
+            "checkpoints", optional=True, tooltip="From Checkpoints and EMA: how often the run is written to disk."
         ),
         sockets.Tracking.Input(
             "tracking", optional=True, tooltip="From Tracking: where losses and pictures go besides the run folder."

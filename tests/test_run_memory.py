@@ -9,11 +9,15 @@ from pathlib import Path
 import pytest
 import torch
 from lumina2_trainer.trainer_core import run_memory, train
+from lumina2_trainer.trainer_core.adapters.lora import LoRASettings
 from lumina2_trainer.trainer_core.errors import StopTraining, TrainerError
 from lumina2_trainer.trainer_core.events import Event
+from lumina2_trainer.trainer_core.job import TrainJob
 from lumina2_trainer.trainer_core.lumina2.block_swap import SwappedWeights
+from lumina2_trainer.trainer_core.trained_weights import choose_trained_weights
 from lumina2_trainer.trainer_core.training.memory_estimate import Measures
 from lumina2_trainer.trainer_core.training.memory_plan import MemoryPlan
+from lumina2_trainer.trainer_core.training.settings import CheckpointSettings
 from safetensors.torch import load_file
 
 from .test_train import StopAfter
@@ -98,3 +102,20 @@ def test_auto_counts_what_is_free_less_a_reserve(fresh: Setup, monkeypatch: pyte
     assert budget.reason == "7.5 GiB free, 0.5 of them reserved"
     everything = run_memory._budget(None, torch.device("cuda"), run_memory.Freedom(recompute=False))
     assert everything.num_bytes == 7.5 * gib
+
+
+def test_the_plan_counts_the_running_average_where_it_is(fresh: Setup) -> None:
+    def optimizer_bytes(**ema: object) -> int:
+        job = TrainJob(
+            model=fresh.model,
+            latents=fresh.latents,
+            embeds=fresh.embeds,
+            train=TRAIN,
+            adapter=LoRASettings(),
+            checkpoints=CheckpointSettings(**ema),
+        )
+        return run_memory.measure_job(job, choose_trained_weights(job), torch.device("cpu")).optimizer_bytes
+
+    moments = optimizer_bytes()  # two for each weight, as large as it is
+    assert optimizer_bytes(use_ema=True) == 1.5 * moments
+    assert optimizer_bytes(use_ema=True, ema_device="cpu") == moments

@@ -122,7 +122,7 @@ class TrainJob:
         if self.hub and self.hub.push == AT_CHECKPOINTS and not self.checkpoints.checkpoint_step_interval:
             raise TrainerError(
                 'push is "checkpoints" but checkpoint_step_interval is 0, so there are none before the end:'
-                ' choose push "end", or raise checkpoint_step_interval in Checkpoints'
+                ' choose push "end", or raise checkpoint_step_interval in Checkpoints and EMA'
             )
         if self.checkpoints.use_ema and OPTIMIZERS[self.train.optimizer].averages:
             raise TrainerError(

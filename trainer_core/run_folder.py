@@ -123,8 +123,8 @@ def choose_file(path: Path, weights: str) -> Path:
     chosen = path.with_name(name_of(path.name, weights))
     if chosen != path and not chosen.exists():
         raise TrainerError(
-            f'weights is "{weights}", but there is no {chosen.name} beside {path.name}: turn on use_ema in Checkpoints'
-            ' and train again, or choose "live"'
+            f'weights is "{weights}", but there is no {chosen.name} beside {path.name}:'
+            ' turn on use_ema in Checkpoints and EMA and train again, or choose "live"'
         )
     return chosen
 

@@ -82,7 +82,7 @@ class SaveAdapterSettings:
     dtype: str = setting("bf16", choices=ADAPTER_DTYPES)
     """Precision of the saved weights; bf16 halves the file without a visible difference."""
     weights: str = setting(LIVE, choices=WEIGHTS)
-    """"live" is the adapter as trained, "ema" its running average, which use_ema of Checkpoints keeps."""
+    """"live" is the adapter as trained, "ema" its running average, which use_ema of Checkpoints and EMA keeps."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -101,7 +101,7 @@ class SaveModelSettings:
     dtype: str = setting("bf16", choices=ADAPTER_DTYPES)
     """Precision of the transformer's weights; text encoder and VAE stay as they are."""
     weights: str = setting(LIVE, choices=WEIGHTS)
-    """"live" is the model as trained, "ema" its running average, which use_ema of Checkpoints keeps."""
+    """"live" is the model as trained, "ema" its running average, which use_ema of Checkpoints and EMA keeps."""
 
     def __post_init__(self) -> None:
         check_settings(self)

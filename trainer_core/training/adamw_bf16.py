@@ -43,7 +43,7 @@ def update_bf16(
     """
     means_N, squares_N = buffer.view(torch.bfloat16).chunk(2)
     weights_N, grads_N = parameter.view(-1), grad.view(-1)
-    is_allowed, factor = None, 1.0
+    is_allowed, factor = None, torch.ones((), device=grad.device)
     if guard is not None:
         is_allowed, factor = _inspect_gradient(grads_N, squares_N, numbers, guard)
     learning_rate = numbers.learning_rate * factor

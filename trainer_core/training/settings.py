@@ -66,7 +66,7 @@ EMA_DEVICES = ("device", "cpu")
 
 @dataclass(frozen=True, kw_only=True)
 class CheckpointSettings:
-    """Widgets of Checkpoints."""
+    """Widgets of Checkpoints and EMA."""
 
     checkpoint_step_interval: int = setting(250, minimum=0, maximum=1000000)
     """Optimizer steps between checkpoints; 0 writes one only when the run is stopped or ends."""
