@@ -102,7 +102,10 @@ class NoiseSchedule(io.ComfyNode):
             node_id="Lumina2NoiseSchedule",
             display_name="Noise Schedule (Lumina2)",
             category=CATEGORY,
-            description="Which noise levels are trained on. The default is Lumina2's own. Connect to a Train node.",
+            description=(
+                "Which noise levels are trained on, and how errors count. The default is Lumina2's own. For a Train"
+                " node."
+            ),
             inputs=build_widgets(NoiseSettings),
             outputs=[
                 sockets.NoiseSchedule.Output(

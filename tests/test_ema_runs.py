@@ -98,11 +98,11 @@ def test_save_adapter_writes_the_chosen_weights(fresh: Setup) -> None:
 
 def test_average_that_was_not_kept_cannot_be_saved(fresh: Setup) -> None:
     settings = steps.SaveAdapterSettings(weights="ema")
-    message = 'weights is "ema", but there is no adapter_ema.safetensors beside adapter.safetensors: turn on use_ema'
+    message = r'weights is "ema", but there is no adapter_ema\.safetensors beside adapter\.safetensors: turn on use_ema'
     adapter = fresh.train().adapter
     with pytest.raises(TrainerError, match=message):
         steps.save_adapter(settings, adapter=adapter, context=fresh.context)
-    with pytest.raises(TrainerError, match="there is no tiny_ema.safetensors"):
+    with pytest.raises(TrainerError, match=r"there is no tiny_ema\.safetensors"):
         steps.save_model(steps.SaveModelSettings(weights="ema"), model=fresh.model, context=fresh.context)
 
 

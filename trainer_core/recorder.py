@@ -51,7 +51,7 @@ class Recorder:
 
     def record_step(self, record: StepRecord) -> None:
         """Log one step and do what is due after it or was asked for."""
-        line = dataclasses.asdict(record)
+        line = {name: value for name, value in dataclasses.asdict(record).items() if value is not None}
         self.run.append_log(line)
         for observer in self.observers:
             observer.stepped(line)
@@ -94,7 +94,7 @@ class Recorder:
             parameters=self.session.parameters,
             optimizer=self.session.optimizer,
             files=self._files(),
-            average=self.session.ema and self.session.ema.average,
+            average=self.session.average,
         )
         for observer in self.observers:
             observer.checkpointed(step, folder / self.weights.file_name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -17,6 +18,7 @@ from .lumina2.ops import is_fused
 from .lumina2.precision import PRECISIONS
 from .lumina2.transformer import Lumina2Transformer
 from .trained_weights import TrainedWeights
+from .training.low_resolution import num_low_resolution_tokens
 from .training.memory import available_memory
 from .training.memory_estimate import Measures, StepEstimate
 from .training.memory_plan import GIB, Budget, Freedom, MemoryPlan, choose_plan, describe
@@ -79,17 +81,20 @@ def estimate_step(
 ) -> StepEstimate:
     """Predict the memory of a job's steps."""
     most = job.train.batch_size  # of one sample in a batch, where small folders are drawn often
+    has_second_loss = job.noise.low_resolution_weight > 0  # each picture comes once more, shrunk
     lengths = [
         (
-            max(map(_count_rows, s.embeds_paths)),
-            s.width * s.height // TOKEN_PIXELS,
+            max(map(_count_rows, s.embeds_paths)) * (2 if has_second_loss else 1),
+            s.width * s.height // TOKEN_PIXELS
+            + (num_low_resolution_tokens(s.width, s.height) if has_second_loss else 0),
             s.repeats if s.folder_weight is None else most,
         )
         for s in samples
     ]
+    batch = largest_batch(lengths, job.train.batch_size, pads=_pads(job, device) and not has_second_loss)
     return StepEstimate(
         model=measure_job(job, weights, device),
-        batch=largest_batch(lengths, job.train.batch_size, pads=_pads(job, device)),
+        batch=replace(batch, is_ragged=batch.is_ragged or has_second_loss),
         device=device_facts(device),
     )
 

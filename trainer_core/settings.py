@@ -9,7 +9,7 @@ import inspect
 import math
 import re
 import textwrap
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Collection, Iterable
 from typing import Any
 
 from .errors import TrainerError
@@ -115,6 +115,28 @@ def check_settings(instance: Any) -> None:
                 raise TrainerError(f"{field.name} is {value}: it must be at least {field.minimum}")
             if field.maximum is not None and value > field.maximum:
                 raise TrainerError(f"{field.name} is {value}: it must be at most {field.maximum}")
+
+
+def check_unused(instance: Any, names: Iterable[str], *, used: Collection[str], chooser: str) -> None:
+    """Refuse values of settings that the choice of another setting leaves without meaning.
+
+    Args:
+        instance: Of a settings dataclass.
+        names: Settings that only some choices use.
+        used: Those that the present choice uses.
+        chooser: The setting that was chosen.
+
+    Raises:
+        TrainerError: One that is not used is not at its default.
+    """
+    defaults = {field.name: field.default for field in describe_settings(type(instance))}
+    for name in names:
+        value, default = getattr(instance, name), defaults[name]
+        if name not in used and value != default:
+            raise TrainerError(
+                f"{name} is {value!r}, which {chooser} {getattr(instance, chooser)} does not use:"
+                f" set it to {default!r} or choose another {chooser}"
+            )
 
 
 def check_file_name(what: str, name: str) -> None:

@@ -81,7 +81,7 @@ class SaveAdapterSettings:
     files."""
     dtype: str = setting("bf16", choices=ADAPTER_DTYPES)
     """Precision of the saved weights; bf16 halves the file without a visible difference."""
-    weights: str = setting(LIVE, choices=WEIGHTS)
+    weights: str = setting(LIVE, choices=WEIGHTS, is_optional=True)
     """"live" is the adapter as trained, "ema" its running average, which use_ema of Checkpoints and EMA keeps."""
 
     def __post_init__(self) -> None:
@@ -100,7 +100,7 @@ class SaveModelSettings:
     Diffusion Model (5 GB), "diffusers" is a folder for Lumina2Pipeline (11 GB)."""
     dtype: str = setting("bf16", choices=ADAPTER_DTYPES)
     """Precision of the transformer's weights; text encoder and VAE stay as they are."""
-    weights: str = setting(LIVE, choices=WEIGHTS)
+    weights: str = setting(LIVE, choices=WEIGHTS, is_optional=True)
     """"live" is the model as trained, "ema" its running average, which use_ema of Checkpoints and EMA keeps."""
 
     def __post_init__(self) -> None:

@@ -30,6 +30,7 @@ from .torch_state import preserved_torch_state
 from .trained_weights import TrainedWeights, choose_trained_weights
 from .training.checkpoints import list_checkpoints, load_checkpoint
 from .training.ema import Ema
+from .training.low_resolution import check_low_resolution
 from .training.memory import free_memory, start_peak_memory
 from .training.memory_plan import MemoryPlan
 from .training.optimizer_checks import check_optimizer_device
@@ -56,6 +57,7 @@ def train(job: TrainJob, context: StepContext) -> tuple[RunFolder, bool]:
     _check_validation(job, embeds)
     _check_regularisation(job, samples)
     check_optimizer_device(job.train.optimizer, context.device)
+    check_low_resolution(job.noise, samples)
     record = describe_job(job, len(samples), str(context.device))
     weights = choose_trained_weights(job)
     identity = fingerprint_job(job)
@@ -206,9 +208,7 @@ def _resume(session: TrainingSession, run: RunFolder, weights: TrainedWeights) -
     """Go on from the newest checkpoint, and drop what was logged after it."""
     checkpoints = list_checkpoints(run.checkpoints_dir)
     if checkpoints:
-        session.step = load_checkpoint(
-            checkpoints[-1], session.parameters, session.optimizer, session.ema and session.ema.average
-        )
+        session.step = load_checkpoint(checkpoints[-1], session.parameters, session.optimizer, session.average)
         weights.restore(checkpoints[-1] / weights.file_name)
         logger.info("Run %s goes on from step %d", run.name, session.step)
     run.truncate_log(session.step)

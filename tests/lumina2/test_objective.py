@@ -1,13 +1,18 @@
 """The flow-matching objective: direction, target, and the loss of each sample."""
 
+import dataclasses
+import math
+
 import pytest
 import torch
 from lumina2_trainer.trainer_core.lumina2.layout import PaddedLengths
+from lumina2_trainer.trainer_core.lumina2.losses import DELTA_SCHEDULES, LOSSES
 from lumina2_trainer.trainer_core.lumina2.objective import (
     flow_matching_loss,
     loss_by_timestep_bin,
     make_noisy_batch,
 )
+from lumina2_trainer.trainer_core.lumina2.timesteps import NoiseSettings
 from lumina2_trainer.trainer_core.lumina2.transformer import patchify, unpatchify
 
 from .tiny_models import TINY, tiny_transformer
@@ -76,3 +81,48 @@ def test_padding_changes_neither_loss_nor_gradients():
         loss_B.mean().backward()
         results.append((loss_B.detach(), [p.grad for p in transformer.parameters()]))
     torch.testing.assert_close(results[1], results[0], rtol=1e-4, atol=1e-6)
+
+
+@pytest.mark.parametrize("loss", ["huber", "smooth_l1"])
+@pytest.mark.parametrize("schedule", DELTA_SCHEDULES)
+def test_loss_of_the_chosen_kind_is_the_formula(loss, schedule):
+    latents, noise, _, batch = make_batch([0.3, 0.8])
+    transformer = tiny_transformer(seed=1)
+    settings = NoiseSettings(loss=loss, loss_delta=0.25, loss_delta_schedule=schedule)
+    actual = flow_matching_loss(transformer, batch, settings)
+    velocity = transformer(batch.noisy_TC, batch.timesteps_B, batch.prompt_embeds_L, batch.layout).double()
+    for i, (t, rows) in enumerate([(0.3, slice(0, 15)), (0.8, slice(15, None))]):
+        error = velocity[rows] - patchify(latents[i] - noise[i]).double()
+        root = math.sqrt(t / (1 - t + 1e-4))
+        delta = {"constant": 0.25, "exponential": 0.25 ** (1 - t), "snr": 0.75 / (1 + root) ** 2 + 0.25}[schedule]
+        scale = 2 * delta if loss == "huber" else 2
+        expected = (scale * ((error.square() + delta**2).sqrt() - delta)).mean()
+        assert actual[i].item() == pytest.approx(expected.item(), rel=1e-5)
+
+
+def test_losses_are_squared_for_small_errors_and_straight_for_large_ones():
+    error = torch.tensor([[1e-4, 1e3]])
+    assert LOSSES["huber"].measure(error, 0.1).tolist()[0] == pytest.approx([1e-8, 2 * 0.1 * 1e3], rel=1e-3)
+    assert LOSSES["smooth_l1"].measure(error, 0.1).tolist()[0] == pytest.approx([1e-7, 2e3], rel=1e-3)
+
+
+@pytest.mark.parametrize("loss", LOSSES)
+def test_gradient_of_every_loss_is_finite_where_there_is_no_error(loss):
+    error = torch.zeros(2, 3, requires_grad=True)
+    LOSSES[loss].measure(error, 0.1).sum().backward()
+    assert torch.equal(error.grad, torch.zeros(2, 3))
+
+
+def test_weights_say_what_each_sample_counts():
+    *_, batch = make_batch([0.3, 0.8])
+    losses = torch.tensor([2.0, 3.0])
+    assert batch.reduce(losses).item() == 2.5
+    assert dataclasses.replace(batch, weights_B=torch.tensor([0.5, 4.0])).reduce(losses).item() == 13.0
+
+
+def test_shown_noise_is_mixed_in_and_the_other_is_asked_for():
+    latents, noise, prompts, _ = make_batch([0.3, 0.8])
+    shown = [2 * n for n in noise]
+    batch = make_noisy_batch(latents, noise, torch.tensor([0.3, 0.8]), prompts, TINY.axes_dims, CPU, shown_noise=shown)
+    torch.testing.assert_close(batch.noisy_TC[:15], patchify(0.7 * shown[0] + 0.3 * latents[0]))
+    torch.testing.assert_close(batch.target_TC[:15], patchify(latents[0] - noise[0]))

@@ -44,6 +44,7 @@ def new_builder(folder: Path, *, num_crops: int, num_captions: int) -> BatchBuil
         caption_dropout=0.0,
         seed=5,
         noise=NoiseSettings(),
+        samples_per_step=1,
         axes_dims=(8, 8, 8),
         shapes=ShapeLimiter(Lumina2Config(), torch.device("cpu"), torch.float32),
     )

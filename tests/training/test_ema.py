@@ -57,8 +57,13 @@ def test_average_is_put_to_use_and_the_weights_come_back_bit_for_bit(dtype: torc
     ema = Ema(parameters, decay=0.5, step_interval=1, device=CPU)
     ema.average["weight"].mul_(2)
     before, place = parameters["weight"].detach().clone(), parameters["weight"].data_ptr()
-    with pytest.raises(KeyboardInterrupt), ema.in_use(parameters):
-        assert torch.equal(parameters["weight"], (2 * before.float()).to(dtype))
-        raise KeyboardInterrupt
+
+    def look_and_be_stopped() -> None:
+        with ema.in_use(parameters):
+            assert torch.equal(parameters["weight"], (2 * before.float()).to(dtype))
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        look_and_be_stopped()
     assert torch.equal(parameters["weight"], before)
     assert parameters["weight"].data_ptr() == place  # CUDA graphs read it there

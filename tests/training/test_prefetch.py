@@ -54,6 +54,7 @@ def new_builder(folder: Path) -> BatchBuilder:
         caption_dropout=0.3,
         seed=5,
         noise=NoiseSettings(),
+        samples_per_step=2,
         axes_dims=(8, 8, 8),
         shapes=ShapeLimiter(Lumina2Config(), torch.device("cpu"), torch.float32),
     )

@@ -1,7 +1,7 @@
 """The flow-matching objective of Lumina2.
 
-x_t = (1 - t) * noise + t * latents, target = latents - noise, plain mean squared error: t runs from 0 (noise) to 1
-(image), the opposite of most projects' sigma. Source: Alpha-VLLM/Lumina-Image-2.0, transport/transport.py.
+x_t = (1 - t) * noise + t * latents, target = latents - noise, by default with a plain mean squared error: t runs from 0
+(noise) to 1 (image), the opposite of most projects' sigma. Source: Alpha-VLLM/Lumina-Image-2.0, transport/transport.py.
 
 Shape suffixes: B samples, T image tokens of all samples, L caption tokens of all samples, C channels of a patch.
 """
@@ -16,8 +16,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from .layout import PaddedLengths, TokenLayout
+from .losses import measure_error
+from .timesteps import NoiseSettings
 from .transformer import Lumina2Transformer, patchify
 
+DEFAULT_NOISE = NoiseSettings()
 NUM_TIMESTEP_BINS = 20
 """Bins of t in the log, as in the original's training."""
 
@@ -31,6 +34,12 @@ class NoisyBatch:
     timesteps_B: Tensor
     prompt_embeds_L: Tensor
     layout: TokenLayout
+    weights_B: Tensor | None = None
+    """What each sample's loss counts; None is their mean."""
+
+    def reduce(self, loss_B: Tensor) -> Tensor:
+        """The loss of the batch, from those of its samples."""
+        return loss_B.mean() if self.weights_B is None else (loss_B * self.weights_B).sum()
 
 
 def make_noisy_batch(
@@ -41,6 +50,9 @@ def make_noisy_batch(
     axes_dims: tuple[int, ...],
     device: torch.device,
     padded: PaddedLengths | None = None,
+    *,
+    shown_noise: Sequence[Tensor] | None = None,
+    weights: Tensor | None = None,
 ) -> NoisyBatch:
     """Mix latents with noise and pack the samples; all in float32.
 
@@ -52,12 +64,14 @@ def make_noisy_batch(
         axes_dims: The network's rotary dimensions.
         device: Where the batch is put.
         padded: Tokens that every caption and image is filled up to with zeros; None leaves them as they are.
+        shown_noise: What is mixed with the latents, where that is not the noise of the target.
+        weights: [B], see NoisyBatch.
     """
     caption_fill, image_fill = (None, None) if padded is None else (padded.caption, padded.image)
     noisy, target = [], []
-    for x, n, t in zip(latents, noise, timesteps, strict=True):
-        x, n = patchify(x.float()), patchify(n.float())
-        noisy.append(_fill((1 - t) * n + t * x, image_fill))
+    for x, n, shown, t in zip(latents, noise, shown_noise or noise, timesteps, strict=True):
+        x, n, shown = (patchify(tensor.float()) for tensor in (x, n, shown))
+        noisy.append(_fill((1 - t) * shown + t * x, image_fill))
         target.append(_fill(x - n, image_fill))
     return NoisyBatch(
         noisy_TC=torch.cat(noisy).to(device, non_blocking=True),
@@ -71,6 +85,7 @@ def make_noisy_batch(
             device,
             padded,
         ),
+        weights_B=None if weights is None else weights.to(device, non_blocking=True),
     )
 
 
@@ -88,15 +103,30 @@ def predict_velocity(transformer: Lumina2Transformer, batch: NoisyBatch) -> Tens
     return velocity_TC.float()
 
 
-def flow_matching_loss(transformer: Lumina2Transformer, batch: NoisyBatch) -> Tensor:
-    """Mean squared error of each sample.
+def flow_matching_loss(
+    transformer: Lumina2Transformer, batch: NoisyBatch, settings: NoiseSettings = DEFAULT_NOISE
+) -> Tensor:
+    """Mean loss of each sample.
+
+    Args:
+        transformer: On the batch's device.
+        batch: What it is shown and should answer.
+        settings: How errors count; squared by default.
 
     Returns:
         [B] float32, not reduced, so that loss by noise level costs nothing.
     """
     velocity_TC = predict_velocity(transformer, batch)
-    error_T = (velocity_TC - batch.target_TC).square().mean(-1)
-    return batch.layout.image.mean_by_sample(error_T)
+    image = batch.layout.image
+    counted_TC = measure_error(
+        settings.loss,
+        settings.loss_delta,
+        settings.loss_delta_schedule,
+        velocity_TC - batch.target_TC,
+        batch.timesteps_B,
+        image.sample_index,
+    )
+    return image.mean_by_sample(counted_TC.mean(-1))
 
 
 def loss_by_timestep_bin(losses: Sequence[float], timesteps: Sequence[float]) -> dict[int, float]:

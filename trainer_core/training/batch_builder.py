@@ -10,10 +10,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data.batches import Stream, choose_variant, sample_generator
+from ..data.batches import Stream, choose_variant, derive_seed, sample_generator
 from ..data.cache import TrainingSample, load_embeds, load_latents
 from ..lumina2.objective import NoisyBatch, make_noisy_batch
 from ..lumina2.timesteps import NoiseSettings, draw_timesteps
+from .low_resolution import shrink_latents
 from .nested_tensors import change_tensors
 from .shapes import ShapeLimiter
 
@@ -32,6 +33,8 @@ class TrainingBatch:
     ids: list[str]
     is_regularisation: tuple[bool, ...]
     """Which samples have the base's prediction as their target."""
+    is_extra: tuple[bool, ...]
+    """Which samples are those of the second loss, see `low_resolution.py`."""
 
     def pinned(self) -> TrainingBatch:
         """The same batch in memory that a GPU reads without waiting."""
@@ -42,6 +45,18 @@ class TrainingBatch:
         return dataclasses.replace(
             self, noisy=change_tensors(self.noisy, lambda tensor: tensor.to(device, non_blocking=True))
         )
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Drawn:
+    """A sample with what was drawn for it."""
+
+    of: TrainingSample
+    latents_CHW: Tensor
+    noise_CHW: Tensor
+    shown_noise_CHW: Tensor
+    timestep_1: Tensor
+    embeds_LD: Tensor
 
 
 class BatchBuilder:
@@ -60,6 +75,7 @@ class BatchBuilder:
         caption_dropout: float,
         seed: int,
         noise: NoiseSettings,
+        samples_per_step: int,
         axes_dims: tuple[int, ...],
         shapes: ShapeLimiter,
     ) -> None:
@@ -71,7 +87,8 @@ class BatchBuilder:
             batch_size: Samples of a batch.
             caption_dropout: Share of samples that get the unconditional prompt.
             seed: Of every draw.
-            noise: How times are drawn.
+            noise: How times and noise are drawn.
+            samples_per_step: Samples of an optimizer step.
             axes_dims: The network's rotary dimensions.
             shapes: How far samples are filled up.
         """
@@ -82,6 +99,7 @@ class BatchBuilder:
         self._caption_dropout = caption_dropout
         self._seed = seed
         self._noise = noise
+        self._samples_per_step = samples_per_step
         self._axes_dims = axes_dims
         self._shapes = shapes
         # They wrap functions, not methods: that would tie this object to itself.
@@ -94,32 +112,80 @@ class BatchBuilder:
         Raises:
             CacheDamagedError: A cache entry is missing or damaged.
         """
-        latents, noise, timesteps, embeds, samples = [], [], [], [], []
-        for position in range(first_position, first_position + self._batch_size):
-            sample = self._samples[self._stream.sample_at(position)]
-            latents_CHW, embeds_LD = self._load(sample, position)
-            generator = sample_generator(self._seed, position)
-            num_tokens = latents_CHW.shape[-2] * latents_CHW.shape[-1] // 4
-            timesteps.append(draw_timesteps(self._noise, (num_tokens,), generator))
-            is_dropped = torch.rand((), generator=generator).item() < self._caption_dropout
-            noise.append(torch.randn(latents_CHW.shape, generator=generator, dtype=torch.float32))
-            latents.append(latents_CHW)
-            embeds.append(self._unconditional if is_dropped else embeds_LD)
-            samples.append(sample)
-        timesteps_B = torch.cat(timesteps)
+        positions = range(first_position, first_position + self._batch_size)
+        drawn = [self._draw(position) for position in positions]
+        weights = None
+        if self._noise.low_resolution_weight:
+            drawn += [self._draw_shrunk(whole, position) for whole, position in zip(drawn, positions, strict=True)]
+            weights = torch.ones(2, self._batch_size) / self._batch_size
+            weights[1] *= self._noise.low_resolution_weight
+        timesteps_B = torch.cat([sample.timestep_1 for sample in drawn])
         padded = self._shapes.padded_lengths(
-            [len(embeds_LD) for embeds_LD in embeds], [x.shape[-2] * x.shape[-1] // 4 for x in latents]
+            [len(sample.embeds_LD) for sample in drawn], [_num_tokens(sample.latents_CHW) for sample in drawn]
         )
-        noisy = make_noisy_batch(latents, noise, timesteps_B, embeds, self._axes_dims, CPU, padded)
+        noisy = make_noisy_batch(
+            [sample.latents_CHW for sample in drawn],
+            [sample.noise_CHW for sample in drawn],
+            timesteps_B,
+            [sample.embeds_LD for sample in drawn],
+            self._axes_dims,
+            CPU,
+            padded,
+            shown_noise=[sample.shown_noise_CHW for sample in drawn],
+            weights=None if weights is None else weights.flatten(),
+        )
         return TrainingBatch(
             noisy=noisy,
             timesteps_B=timesteps_B,
-            ids=[sample.id for sample in samples],
-            is_regularisation=tuple(sample.is_regularisation for sample in samples),
+            ids=[sample.of.id for sample in drawn],
+            is_regularisation=tuple(sample.of.is_regularisation for sample in drawn),
+            is_extra=tuple(number >= self._batch_size for number in range(len(drawn))),
         )
+
+    def _draw(self, position: int) -> _Drawn:
+        """The sample at a position with its draws, which are always made in this order."""
+        sample = self._samples[self._stream.sample_at(position)]
+        latents_CHW, embeds_LD = self._load(sample, position)
+        generator = sample_generator(self._seed, position)
+        timestep_1 = draw_timesteps(self._noise, (_num_tokens(latents_CHW),), generator, position)
+        is_dropped = torch.rand((), generator=generator).item() < self._caption_dropout
+        noise_CHW = torch.randn(latents_CHW.shape, generator=generator, dtype=torch.float32)
+        return _Drawn(
+            of=sample,
+            latents_CHW=latents_CHW,
+            noise_CHW=noise_CHW,
+            shown_noise_CHW=self._perturb(noise_CHW, position, generator),
+            timestep_1=timestep_1,
+            embeds_LD=self._unconditional if is_dropped else embeds_LD,
+        )
+
+    def _draw_shrunk(self, whole: _Drawn, position: int) -> _Drawn:
+        """The same sample at a quarter of its size, with a noise and a time of its own."""
+        generator = sample_generator(derive_seed(self._seed, "low resolution"), position)
+        latents_CHW = shrink_latents(whole.latents_CHW)
+        timestep_1 = draw_timesteps(self._noise, (_num_tokens(whole.latents_CHW),), generator, position)
+        noise_CHW = torch.randn(latents_CHW.shape, generator=generator, dtype=torch.float32)
+        return dataclasses.replace(
+            whole,
+            latents_CHW=latents_CHW,
+            noise_CHW=noise_CHW,
+            shown_noise_CHW=self._perturb(noise_CHW, position, generator),
+            timestep_1=timestep_1,
+        )
+
+    def _perturb(self, noise_CHW: Tensor, position: int, generator: torch.Generator) -> Tensor:
+        """The noise that is shown: more than what is asked for (Ning et al., arXiv:2301.11706)."""
+        size = self._noise.perturbation_at(position // self._samples_per_step + 1)
+        if not size:
+            return noise_CHW
+        return noise_CHW + size * torch.randn(noise_CHW.shape, generator=generator, dtype=torch.float32)
 
     def _load(self, sample: TrainingSample, position: int) -> tuple[Tensor, Tensor]:
         """Latents of one of the crops and the text states of one of the captions."""
         crop = choose_variant(self._seed, position, "crop", len(sample.latents_paths))
         caption = choose_variant(self._seed, position, "caption", len(sample.embeds_paths))
         return self._load_latents(sample.latents_paths[crop]), self._load_embeds(sample.embeds_paths[caption])
+
+
+def _num_tokens(latents_CHW: Tensor) -> int:
+    return latents_CHW.shape[-2] * latents_CHW.shape[-1] // 4

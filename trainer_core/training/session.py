@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import itertools
 import math
+import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -62,6 +64,8 @@ class StepRecord:
     epoch: int
     files: list[str]
     """Ids of the samples of the batch."""
+    low_resolution_loss: float | None = None
+    """Mean of the second loss, see `low_resolution.py`; it is in none of the numbers above but grad_norm."""
 
 
 @dataclass(kw_only=True)
@@ -103,6 +107,7 @@ class TrainingSession:
             caption_dropout=plan.caption_dropout,
             seed=plan.seed,
             noise=plan.noise,
+            samples_per_step=plan.optimizer.gradient_accumulation_steps * plan.batch_size,
             axes_dims=self.transformer.config.axes_dims,
             shapes=ShapeLimiter(self.transformer.config, self.device, PRECISIONS[plan.precision].dtype),
         )
@@ -137,6 +142,11 @@ class TrainingSession:
         """The weights as they are drawn with and saved."""
         return weight_views(self.parameters, self.optimizer, self.ema)
 
+    @property
+    def average(self) -> dict[str, Tensor] | None:
+        """The running average of the parameters, by their names."""
+        return None if self.ema is None else self.ema.average
+
     def make_batch(self, first_position: int) -> TrainingBatch:
         """The batch that starts at a position of the stream, on the device."""
         return self._batches.take(first_position).on(self.device)
@@ -154,6 +164,7 @@ class TrainingSession:
         first_position = (step - 1) * num_batches * plan.batch_size
         learning_rate = plan.learning_rate * lr_factor(plan.optimizer, step, plan.num_steps)
         losses, timesteps, ids = [], [], []
+        is_extra: list[bool] = []
         for number in range(num_batches):
             position = first_position + number * plan.batch_size
             batch = self.make_batch(position)
@@ -163,22 +174,27 @@ class TrainingSession:
             )
             timesteps += batch.timesteps_B.tolist()
             ids += batch.ids
+            is_extra += batch.is_extra
         *sample_losses, norm = torch.cat([*losses, self._update.measure()[None]]).tolist()  # the step's one wait
         self._check_finite(step, sample_losses, norm, ids)
         self._update.apply()
         if self.ema is not None:
             self.ema.update(self.parameters, step)
         self.step = step
+        extra_losses = list(itertools.compress(sample_losses, is_extra))
+        is_own = [not extra for extra in is_extra]
+        sample_losses, timesteps = (list(itertools.compress(x, is_own)) for x in (sample_losses, timesteps))
         return StepRecord(
             step=step,
-            loss=sum(sample_losses) / len(sample_losses),
+            loss=statistics.fmean(sample_losses),
             loss_by_bin=loss_by_timestep_bin(sample_losses, timesteps),
             learning_rate=learning_rate,
             grad_norm=norm,
             seconds=time.perf_counter() - started,
             peak_memory_gib=peak_memory_gib(self.device),
             epoch=self.stream.epoch_at(first_position),
-            files=ids,
+            files=list(itertools.compress(ids, is_own)),
+            low_resolution_loss=statistics.fmean(extra_losses) if extra_losses else None,
         )
 
     def _with_targets(self, batch: TrainingBatch) -> NoisyBatch:
@@ -222,8 +238,8 @@ def _differentiate(
     with computation(plan.precision, device):
         if torch.is_autocast_enabled(device.type):  # until it ends: a graph would read casts that no longer exist
             torch.set_autocast_cache_enabled(False)
-        loss_B = flow_matching_loss(transformer, batch)
+        loss_B = flow_matching_loss(transformer, batch, plan.noise)
     if prepare is not None:
         prepare(loss_B.detach())
-    (loss_B.mean() / plan.optimizer.gradient_accumulation_steps).backward()
+    (batch.reduce(loss_B) / plan.optimizer.gradient_accumulation_steps).backward()
     return loss_B.detach()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ..errors import TrainerError
-from ..settings import check_settings, describe_settings, setting
+from ..settings import check_settings, check_unused, setting
 from .lr_schedules import LR_SCHEDULES, SCHEDULE_SETTINGS
 from .optimizers import OPTIMIZER_STATES, OWN
 from .weight_views import VALIDATED_WEIGHTS
@@ -51,13 +51,7 @@ class OptimizerSettings:
         for field in ("beta1", "beta2", "epsilon"):
             if OWN < getattr(self, field) < 0:
                 raise TrainerError(f"{field} is {getattr(self, field):g}: it must be at least 0, or {OWN:g}")
-        defaults = {field.name: field.default for field in describe_settings(type(self))}
-        for name in SCHEDULE_SETTINGS:
-            if getattr(self, name) != defaults[name] and name not in LR_SCHEDULES[self.lr_schedule].uses:
-                raise TrainerError(
-                    f"{name} is {getattr(self, name):g}, which lr_schedule {self.lr_schedule} does not use:"
-                    f" set it to {defaults[name]:g} or choose another schedule"
-                )
+        check_unused(self, SCHEDULE_SETTINGS, used=LR_SCHEDULES[self.lr_schedule].uses, chooser="lr_schedule")
 
 
 EMA_DEVICES = ("device", "cpu")
@@ -72,19 +66,19 @@ class CheckpointSettings:
     """Optimizer steps between checkpoints; 0 writes one only when the run is stopped or ends."""
     num_checkpoints_kept: int = setting(3, minimum=1, maximum=1000)
     """Older checkpoints beyond this number are deleted. One of Train Full Model takes 10.5 GB, with use_ema 26 GB."""
-    use_ema: bool = setting(False)
+    use_ema: bool = setting(False, is_optional=True)
     """Keep a running average of the weights beside them, in float32, and save it as a second file; it often draws
     better. Save Adapter and Save Model choose between the two."""
-    ema_decay: float = setting(0.999, minimum=0.0, maximum=0.999999, step=0.001)
+    ema_decay: float = setting(0.999, minimum=0.0, maximum=0.999999, step=0.001, is_optional=True)
     """Share of the average that is left after one step: 0.999 looks back 1000 steps. The first steps leave less. For
     use_ema."""
-    ema_step_interval: int = setting(1, minimum=1, maximum=1000)
+    ema_step_interval: int = setting(1, minimum=1, maximum=1000, is_optional=True)
     """Optimizer steps between updates of the average; more saves time where the model is trained and ema_device is
     "cpu". The average looks back equally far. For use_ema."""
-    ema_device: str = setting("device", choices=EMA_DEVICES)
+    ema_device: str = setting("device", choices=EMA_DEVICES, is_optional=True)
     """Where the average is kept: "device" needs 10.5 GB more on the GPU for the full model and little for a LoRA,
     "cpu" needs it in the computer's memory and takes time at each update. For use_ema."""
-    ema_validation: str = setting("both", choices=VALIDATED_WEIGHTS)
+    ema_validation: str = setting("both", choices=VALIDATED_WEIGHTS, is_optional=True)
     """Validation pictures are drawn with the average ("ema"), the weights themselves ("live") or "both", side by side.
     For use_ema."""
 
