@@ -39,8 +39,9 @@ def losses_of(network: nn.Module, step: int) -> Tensor:
     """A fixed linear map is to be learned."""
     generator = torch.Generator().manual_seed(step)
     inputs = torch.randn(32, 32, generator=generator)
-    dtype = next(network.parameters()).dtype
-    return (network(inputs.to(dtype)).float() - inputs[:, :8]).square().mean(-1)
+    first = next(network.parameters())
+    inputs = inputs.to(first.device)
+    return (network(inputs.to(first.dtype)).float() - inputs[:, :8]).square().mean(-1)
 
 
 def train(name: str, network: nn.Module, optimizer: torch.optim.Optimizer, steps: range) -> list[float]:
