@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lumina2_trainer.trainer_core.adapters.lycoris_settings import LyCORISSettings
+from lumina2_trainer.trainer_core.settings import describe_settings
 
 from .prompts import generation_nodes, training_prompt
 from .server import HostServer
@@ -198,6 +200,21 @@ def test_ksampler_draws_with_the_adapter_after_training(server: HostServer) -> N
     assert list(server.output_dir.glob("after_training*.png"))
     assert "lora key not loaded" not in server.read_log()
     assert "NOT LOADED" not in server.read_log()
+
+
+def test_lycoris_trains_on_the_canvas_and_draws(server: HostServer) -> None:
+    prompt = {**training_prompt(run_name="lycoris", steps=2), **generation_nodes()}
+    widgets = {field.name: field.default for field in describe_settings(LyCORISSettings)}
+    kind = {**widgets, "algorithm": "loha", "overrides": ".*attention.* rank=3"}
+    prompt["kind"] = {"class_type": "Lumina2LyCORISSettings", "inputs": kind}
+    prompt["train"]["inputs"]["adapter_settings"] = ["kind", 0]
+    outcome = server.run_prompt(prompt)
+    assert outcome.kind == "execution_success", outcome.data
+    assert "lora key not loaded" not in server.read_log()
+    assert "NOT LOADED" not in server.read_log()
+    kind["factor"] = 8
+    mistake = server.run_prompt(prompt)
+    assert mistake.data["exception_message"].strip().startswith("factor is 8 but algorithm loha does not use it")
 
 
 def test_outputs_serve_the_hosts_own_nodes(server: HostServer) -> None:
