@@ -25,7 +25,12 @@ def build_widgets(
 
 
 def _build_widget(field: SettingField, choices: Sequence[str]) -> io.Input:
-    shared = {"id": field.name, "default": field.default, "tooltip": field.docstring}
+    shared = {
+        "id": field.name,
+        "default": field.default,
+        "tooltip": field.docstring,
+        "optional": field.is_optional,
+    }
     if choices:
         return io.Combo.Input(options=list(choices), **shared)
     return WIDGETS[type(field.default)](field, shared)

@@ -48,7 +48,7 @@ class TrainLoRASettings:
     """Share of samples trained with the empty caption, which guidance needs."""
     gradient_checkpointing: bool = setting(True)
     """Activations may be computed again in the backward pass where memory is short; off keeps them all."""
-    memory: str = setting("auto")
+    memory: str = setting("auto", is_optional=True)
     """GiB that training may take on the GPU, or "auto" for what is free. The fastest way that fits is taken: keeping
     activations, computing them again, moving parts to the computer's memory. PyTorch itself takes half a GiB more."""
 
@@ -80,7 +80,7 @@ class TrainFullSettings:
     """Share of samples trained with the empty caption, which guidance needs."""
     gradient_checkpointing: bool = setting(True)
     """Activations may be computed again in the backward pass where memory is short; off keeps them all."""
-    memory: str = setting("auto")
+    memory: str = setting("auto", is_optional=True)
     """GiB that training may take on the GPU, or "auto" for what is free. The fastest way that fits is taken: keeping
     activations, computing them again, moving parts to the computer's memory. PyTorch itself takes half a GiB more."""
 

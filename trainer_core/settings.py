@@ -23,6 +23,7 @@ def setting(
     step: float | None = None,
     choices: Iterable[str] | Callable[[], Iterable[str]] = (),
     multiline: bool = False,
+    is_optional: bool = False,
 ) -> Any:
     """A dataclass field that a node shows as a widget.
 
@@ -33,9 +34,10 @@ def setting(
         step: What one click on the widget's arrow changes.
         choices: Allowed strings: the keys of a registry, or a function that gives them.
         multiline: A text box instead of one line.
+        is_optional: Prompts may lack it, because an earlier version of the node did not have it.
     """
     limits = {"minimum": minimum, "maximum": maximum, "step": step, "choices": choices, "multiline": multiline}
-    return dataclasses.field(default=default, metadata=limits)
+    return dataclasses.field(default=default, metadata={**limits, "is_optional": is_optional})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -50,6 +52,7 @@ class SettingField:
     step: float | None
     choices: tuple[str, ...]
     multiline: bool
+    is_optional: bool
 
 
 @functools.cache

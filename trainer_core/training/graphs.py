@@ -27,8 +27,7 @@ MAX_GRAPHS = 8
 NUM_EAGER_PASSES = 2
 """Passes of a shape before it is captured; the first compiles kernels, the second is timed."""
 HOST_BOUND = 0.6
-"""Share of a pass that Python needs to start it, beyond which a graph pays; its pace varies, as it also builds
-batches."""
+"""Share of a pass that Python needs to start it, beyond which a graph pays; its pace varies while it builds batches."""
 
 Differentiate = Callable[[NoisyBatch], Tensor]
 """Adds the gradients of a batch to the parameters' .grad, and returns the loss of each sample [B], detached."""

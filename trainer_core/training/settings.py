@@ -35,14 +35,14 @@ class OptimizerSettings:
     """Gradients longer than this are shortened to it; 0 turns clipping off. Full training with adamw8bit or adamw_bf16
     updates each weight before all gradients are known, so there it limits the RMS of each weight's update instead
     (StableAdamW); 1 suits both."""
-    optimizer_state: str = setting("device", choices=OPTIMIZER_STATES)
+    optimizer_state: str = setting("device", choices=OPTIMIZER_STATES, is_optional=True)
     """Where adamw8bit and adamw_bf16 keep their running means. "host" moves them to the computer's memory: 5 or 10 GiB
     less on the GPU for full training, in up to twice the time."""
-    lr_end_ratio: float = setting(0.0, minimum=0.0, maximum=1.0, step=0.01)
+    lr_end_ratio: float = setting(0.0, minimum=0.0, maximum=1.0, step=0.01, is_optional=True)
     """Share of the learning rate that a falling schedule still has at the last step."""
-    lr_num_cycles: int = setting(1, minimum=1, maximum=1000)
+    lr_num_cycles: int = setting(1, minimum=1, maximum=1000, is_optional=True)
     """Waves of "cosine_with_restarts"."""
-    lr_power: float = setting(1.0, minimum=0.01, maximum=100.0, step=0.1)
+    lr_power: float = setting(1.0, minimum=0.01, maximum=100.0, step=0.1, is_optional=True)
     """Power of "polynomial": above 1 the learning rate falls early, below 1 late."""
 
     def __post_init__(self) -> None:
