@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -202,19 +203,39 @@ def test_ksampler_draws_with_the_adapter_after_training(server: HostServer) -> N
     assert "NOT LOADED" not in server.read_log()
 
 
-def test_lycoris_trains_on_the_canvas_and_draws(server: HostServer) -> None:
+def lycoris_prompt(**widgets: Any) -> dict[str, Any]:
+    """Training with a LyCORIS adapter, and a picture drawn with it."""
     prompt = {**training_prompt(run_name="lycoris", steps=2), **generation_nodes()}
-    widgets = {field.name: field.default for field in describe_settings(LyCORISSettings)}
-    kind = {**widgets, "algorithm": "loha", "overrides": ".*attention.* rank=3"}
-    prompt["kind"] = {"class_type": "Lumina2LyCORISSettings", "inputs": kind}
+    defaults = {field.name: field.default for field in describe_settings(LyCORISSettings)}
+    prompt["kind"] = {"class_type": "Lumina2LyCORISSettings", "inputs": {**defaults, **widgets}}
     prompt["train"]["inputs"]["adapter_settings"] = ["kind", 0]
-    outcome = server.run_prompt(prompt)
+    return prompt
+
+
+def test_lycoris_trains_on_the_canvas_or_says_what_to_install(server: HostServer) -> None:
+    outcome = server.run_prompt(lycoris_prompt(algorithm="loha", overrides=".*attention.* rank=3"))
+    command = [str(server.host.python), "-c", "import lycoris.modules.loha"]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        assert 'run "pip install lycoris-lora"' in outcome.data["exception_message"]
+        return
     assert outcome.kind == "execution_success", outcome.data
     assert "lora key not loaded" not in server.read_log()
     assert "NOT LOADED" not in server.read_log()
-    kind["factor"] = 8
-    mistake = server.run_prompt(prompt)
-    assert mistake.data["exception_message"].strip().startswith("factor is 8 but algorithm loha does not use it")
+
+
+def test_lycoris_settings_that_contradict_are_one_sentence(server: HostServer) -> None:
+    outcome = server.run_prompt(lycoris_prompt(algorithm="loha", factor=8))
+    assert outcome.kind == "execution_error"
+    assert "factor is 8 but algorithm loha does not use it" in outcome.data["exception_message"]
+
+
+def test_lora_settings_run_in_prompts_that_do_not_know_the_newer_ones(server: HostServer) -> None:
+    prompt = training_prompt(run_name="older", steps=1)
+    widgets = {"targets": "attention", "target_pattern": "", "dropout": 0.1}
+    prompt["kind"] = {"class_type": "Lumina2LoRASettings", "inputs": widgets}
+    prompt["train"]["inputs"]["adapter_settings"] = ["kind", 0]
+    outcome = server.run_prompt(prompt)
+    assert outcome.kind == "execution_success", outcome.data
 
 
 def test_outputs_serve_the_hosts_own_nodes(server: HostServer) -> None:
