@@ -223,6 +223,16 @@ def fingerprint_folder(folder: str | None, metadata_file: str | None = None) -> 
     return fingerprint_dataset_folder(folder or "", build_context(), metadata_file or "")
 
 
+def fingerprint_lora(name: str | None) -> str:
+    """Changes when a file in models/loras is replaced by another under the same name."""
+    if not name:
+        return ""
+    try:
+        return _fingerprint([build_context().find_model(("loras",), name, "start_from")])
+    except TrainerError:  # the step itself will say so
+        return ""
+
+
 def _fingerprint(paths: Iterable[Path]) -> str:
     stats = [path.stat() for path in paths if path.is_file()]
     newest = max((s.st_mtime_ns for s in stats), default=0)

@@ -26,6 +26,7 @@ def main(datasets_dir: str) -> dict[str, Any]:
         **how_an_interruption_ends(),
         **what_is_sent(),
         **what_changes_a_folder(Path(datasets_dir)),
+        **what_changes_a_lora(),
         **what_changes_a_cache(),
     }
 
@@ -163,6 +164,22 @@ def what_changes_a_folder(datasets_dir: Path) -> dict[str, Any]:
     (folder / "a.png").rename(folder / "d.png")
     fingerprints.append(host.fingerprint_folder(str(folder)))
     return {"folder_fingerprints": fingerprints}
+
+
+def what_changes_a_lora() -> dict[str, Any]:
+    """Fingerprints of a file in models/loras that is missing, written and replaced."""
+    import folder_paths
+    from lumina2_trainer.nodes import host
+
+    path = Path(folder_paths.get_folder_paths("loras")[0]) / "lumina2_trainer_test.safetensors"
+    fingerprints = [host.fingerprint_lora(""), host.fingerprint_lora(path.name)]
+    try:
+        for content in (b"1", b"22"):
+            path.write_bytes(content)
+            fingerprints.append(host.fingerprint_lora(path.name))
+    finally:
+        path.unlink(missing_ok=True)
+    return {"lora_fingerprints": fingerprints}
 
 
 def what_changes_a_cache() -> dict[str, Any]:

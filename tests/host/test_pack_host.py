@@ -38,6 +38,12 @@ def test_swapped_captions_and_a_renamed_picture_change_a_folder(facts: dict[str,
     assert len({first, captions_swapped, picture_renamed}) == 3
 
 
+def test_a_replaced_lora_to_start_from_is_noticed(facts: dict[str, Any]) -> None:
+    none, missing, first, second = facts["lora_fingerprints"]
+    assert none == missing == ""
+    assert len({none, first, second}) == 3
+
+
 def test_damage_to_one_cache_is_counted_for_that_cache(facts: dict[str, Any]) -> None:
     assert facts["damage"] == ["ValueError", "an entry is gone: queue Cache Latents again"]
     assert facts["lost_caches"] == [[0, 0], [1, 0]]

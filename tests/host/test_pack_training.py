@@ -5,11 +5,14 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import subprocess
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
+from lumina2_trainer.trainer_core.adapters.lycoris_settings import LyCORISSettings
+from lumina2_trainer.trainer_core.settings import describe_settings
 
 from .prompts import generation_nodes, training_prompt
 from .server import HostServer
@@ -198,6 +201,41 @@ def test_ksampler_draws_with_the_adapter_after_training(server: HostServer) -> N
     assert list(server.output_dir.glob("after_training*.png"))
     assert "lora key not loaded" not in server.read_log()
     assert "NOT LOADED" not in server.read_log()
+
+
+def lycoris_prompt(**widgets: Any) -> dict[str, Any]:
+    """Training with a LyCORIS adapter, and a picture drawn with it."""
+    prompt = {**training_prompt(run_name="lycoris", steps=2), **generation_nodes()}
+    defaults = {field.name: field.default for field in describe_settings(LyCORISSettings)}
+    prompt["kind"] = {"class_type": "Lumina2LyCORISSettings", "inputs": {**defaults, **widgets}}
+    prompt["train"]["inputs"]["adapter_settings"] = ["kind", 0]
+    return prompt
+
+
+def test_lycoris_trains_on_the_canvas_or_says_what_to_install(server: HostServer) -> None:
+    outcome = server.run_prompt(lycoris_prompt(algorithm="loha", overrides=".*attention.* rank=3"))
+    command = [str(server.host.python), "-c", "import lycoris.modules.loha"]
+    if subprocess.run(command, capture_output=True, check=False).returncode:
+        assert 'run "pip install lycoris-lora"' in outcome.data["exception_message"]
+        return
+    assert outcome.kind == "execution_success", outcome.data
+    assert "lora key not loaded" not in server.read_log()
+    assert "NOT LOADED" not in server.read_log()
+
+
+def test_lycoris_settings_that_contradict_are_one_sentence(server: HostServer) -> None:
+    outcome = server.run_prompt(lycoris_prompt(algorithm="loha", factor=8))
+    assert outcome.kind == "execution_error"
+    assert "factor is 8 but algorithm loha does not use it" in outcome.data["exception_message"]
+
+
+def test_lora_settings_run_in_prompts_that_do_not_know_the_newer_ones(server: HostServer) -> None:
+    prompt = training_prompt(run_name="older", steps=1)
+    widgets = {"targets": "attention", "target_pattern": "", "dropout": 0.1}
+    prompt["kind"] = {"class_type": "Lumina2LoRASettings", "inputs": widgets}
+    prompt["train"]["inputs"]["adapter_settings"] = ["kind", 0]
+    outcome = server.run_prompt(prompt)
+    assert outcome.kind == "execution_success", outcome.data
 
 
 def test_outputs_serve_the_hosts_own_nodes(server: HostServer) -> None:

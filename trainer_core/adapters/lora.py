@@ -38,17 +38,17 @@ class LoRASettings:
     `layers\\.\\d+\\.attention\\.(qkv|out)`."""
     dropout: float = setting(0.0, minimum=0.0, maximum=0.99, step=0.05)
     """Share of the adapter's inputs set to zero in training; a little can slow overfitting."""
-    init: str = setting("default", choices=LORA_INITS)
+    init: str = setting("default", choices=LORA_INITS, is_optional=True)
     """Initial values. "default" and "gaussian" are random; "pissa" starts from the main directions of each weight,
     which learns faster, and "olora" from an orthogonal basis of it. With these two the file is twice the rank."""
-    use_rslora: bool = setting(False)
+    use_rslora: bool = setting(False, is_optional=True)
     """Scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA), so that high ranks learn as fast as low ones."""
-    use_dora: bool = setting(False)
+    use_dora: bool = setting(False, is_optional=True)
     """Learn the length of each row of the weight apart from its direction (DoRA): closer to full training, slower."""
-    overrides: str = setting("", multiline=True)
+    overrides: str = setting("", multiline=True, is_optional=True)
     """Another rank or alpha for some layers: a line for each group, a regular expression over whole module names and
     then the numbers, such as `.*feed_forward.* rank=8 alpha=4`. The first line that matches counts."""
-    start_from: str = setting("")
+    start_from: str = setting("", is_optional=True)
     """A LoRA file in models/loras to go on from, whatever trainer wrote it; empty starts anew. Its rank may be lower
     than the one trained here, not higher."""
 
