@@ -91,18 +91,20 @@ class BatchBuilder:
         Raises:
             CacheDamagedError: A cache entry is missing or damaged.
         """
-        latents, noise, timesteps, embeds, ids = [], [], [], [], []
+        drawn = []
         for position in range(first_position, first_position + self._batch_size):
             index = self._stream.sample_at(position)
             latents_CHW, embeds_LD = self._load(index)
             generator = sample_generator(self._seed, position)
             num_tokens = latents_CHW.shape[-2] * latents_CHW.shape[-1] // 4
-            timesteps.append(draw_timesteps(self._noise, (num_tokens,), generator))
+            timestep = draw_timesteps(self._noise, (num_tokens,), generator)
             is_dropped = torch.rand((), generator=generator).item() < self._caption_dropout
-            noise.append(torch.randn(latents_CHW.shape, generator=generator, dtype=torch.float32))
-            latents.append(latents_CHW)
-            embeds.append(self._unconditional if is_dropped else embeds_LD)
-            ids.append(self._samples[index].id)
+            noise_CHW = torch.randn(latents_CHW.shape, generator=generator, dtype=torch.float32)
+            embeds_LD = self._unconditional if is_dropped else embeds_LD
+            drawn.append((latents_CHW, noise_CHW, timestep, embeds_LD, self._samples[index].id))
+        # By size, so that the same samples in another order are no other shape, see `shapes.py`.
+        drawn.sort(key=lambda sample: (sample[0].shape, len(sample[3])))
+        latents, noise, timesteps, embeds, ids = (list(column) for column in zip(*drawn, strict=True))
         timesteps_B = torch.cat(timesteps)
         padded = self._shapes.padded_lengths(
             [len(embeds_LD) for embeds_LD in embeds], [x.shape[-2] * x.shape[-1] // 4 for x in latents]
