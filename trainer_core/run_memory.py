@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -53,6 +54,12 @@ def plan_memory(
         move=device.type == "cuda",
     )
     return choose_plan(estimate, _budget(allowed, device, freedom), freedom)
+
+
+def memory_limit(job: TrainJob) -> float:
+    """Bytes that the job may take on its device; infinite if it may take what is free."""
+    allowed = parse_memory(job.train.memory)
+    return math.inf if allowed is None else allowed * GIB
 
 
 def _plain_plan(job: TrainJob) -> MemoryPlan:

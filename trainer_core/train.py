@@ -25,7 +25,7 @@ from .lumina2.base_files import load_base_transformer
 from .observers import RunObserver, observing
 from .recorder import Recorder
 from .run_folder import RunFolder, open_run
-from .run_memory import plan_memory
+from .run_memory import memory_limit, plan_memory
 from .torch_state import preserved_torch_state
 from .trained_weights import TrainedWeights, choose_trained_weights
 from .training.checkpoints import list_checkpoints, load_checkpoint
@@ -188,6 +188,7 @@ def _start_session(
             noise=job.noise,
         ),
         device=context.device,
+        memory_limit=memory_limit(job),
     )
 
 

@@ -124,10 +124,10 @@ def test_widget_is_in_neither_prompt_nor_saved_values(open_page: Callable[..., F
 def check_prompt_and_saved_values(frontend: Frontend) -> None:
     load_prompt(frontend, training_prompt(run_name="saved"))
     train = next(node for node in frontend.to_workflow()["nodes"] if node["type"] == "Lumina2TrainLoRA")
-    assert train["widgets_values"] == [4, 2, 0.001, 2, 2, "adamw", 42, "saved", 0.1, False]
+    assert train["widgets_values"] == [4, 2, 0.001, 2, 2, "adamw", 42, "saved", 0.1, False, "auto"]
     prompt = next(node for node in frontend.to_prompt().values() if node["class_type"] == "Lumina2TrainLoRA")
     assert "progress" not in prompt["inputs"]
-    assert len(prompt["inputs"]) == 10 + 4
+    assert len(prompt["inputs"]) == 11 + 4
 
 
 def test_widget_speaks_the_users_language(open_page: Callable[..., Frontend]) -> None:

@@ -9,6 +9,7 @@ from lumina2_trainer.trainer_core.lumina2 import eight_bit
 from lumina2_trainer.trainer_core.lumina2.eight_bit import quantize_weight
 from lumina2_trainer.trainer_core.lumina2.quantized_linear import QuantizedLinear
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from .tiny_models import CPU, relative_error
 
@@ -148,3 +149,13 @@ def test_a_device_without_8_bit_products_says_so_once(dtype: torch.dtype, caplog
     linear(x)
     (record,) = caplog.records
     assert "multiplied in 16 bits" in record.getMessage() and f"{CPU.type} has no products" in record.getMessage()
+
+
+def test_weight_of_a_swapped_layer_can_be_read_where_it_lies() -> None:
+    with FakeTensorMode(allow_non_fake_inputs=True):  # has devices that this machine lacks
+        layer = QuantizedLinear(torch.empty(32, 16, device="cuda", dtype=torch.bfloat16), None, torch.int8)
+        layer.add_update(torch.empty(32, 2), torch.empty(2, 16))
+        assert layer.weight.device.type == "cuda"
+        layer.weight_8 = torch.nn.Parameter(layer.weight_8.cpu(), requires_grad=False)
+        assert layer.weight_scale.device.type == "cuda"
+        assert layer.weight.device.type == "cpu"

@@ -1,3 +1,5 @@
+"""What a batch holds, and in which order."""
+
 from __future__ import annotations
 
 from pathlib import Path
@@ -9,8 +11,11 @@ from lumina2_trainer.trainer_core.data.entries import write_entry
 from lumina2_trainer.trainer_core.lumina2.timesteps import NoiseSettings
 from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config
 from lumina2_trainer.trainer_core.training.batch_builder import BatchBuilder, TrainingBatch
+from lumina2_trainer.trainer_core.training.graphs import shape_key
 from lumina2_trainer.trainer_core.training.shapes import ShapeLimiter
 from torch import Tensor
+
+from .test_prefetch import SIZES, new_builder
 
 
 def write_constants(folder: Path, kind: str, shape: tuple[int, ...], count: int) -> tuple[Path, ...]:
@@ -21,7 +26,7 @@ def write_constants(folder: Path, kind: str, shape: tuple[int, ...], count: int)
     return paths
 
 
-def new_builder(folder: Path, *, num_crops: int, num_captions: int) -> BatchBuilder:
+def builder_with_variants(folder: Path, *, num_crops: int, num_captions: int) -> BatchBuilder:
     latents = write_constants(folder, "latents", (16, 4, 4), num_crops)
     embeds = write_constants(folder, "embeds", (3, 6), num_captions)
     sample = TrainingSample(
@@ -64,14 +69,14 @@ def crop_of(batch: TrainingBatch) -> int:
 
 
 def test_every_caption_and_crop_is_drawn_about_as_often(tmp_path: Path) -> None:
-    builder = new_builder(tmp_path, num_crops=2, num_captions=3)
+    builder = builder_with_variants(tmp_path, num_crops=2, num_captions=3)
     drawn = [(crop_of(batch), caption_of(batch)) for batch in map(builder.build, range(600))]
     for pair in [(crop, caption) for crop in range(2) for caption in range(3)]:
         assert 70 <= drawn.count(pair) <= 130, pair
 
 
 def test_draws_depend_on_seed_and_position_alone(tmp_path: Path) -> None:
-    first, second = (new_builder(tmp_path, num_crops=2, num_captions=3) for _ in range(2))
+    first, second = (builder_with_variants(tmp_path, num_crops=2, num_captions=3) for _ in range(2))
     forwards = [first.build(position) for position in range(20)]
     backwards = [second.build(position) for position in reversed(range(20))][::-1]
     for one, other in zip(forwards, backwards, strict=True):
@@ -81,9 +86,31 @@ def test_draws_depend_on_seed_and_position_alone(tmp_path: Path) -> None:
 
 def test_more_captions_and_crops_leave_noise_and_times_alone(tmp_path: Path) -> None:
     (tmp_path / "one").mkdir()
-    one = new_builder(tmp_path / "one", num_crops=1, num_captions=1)
-    several = new_builder(tmp_path, num_crops=2, num_captions=3)
+    one = builder_with_variants(tmp_path / "one", num_crops=1, num_captions=1)
+    several = builder_with_variants(tmp_path, num_crops=2, num_captions=3)
     for position in range(10):
         alone, chosen = one.build(position), several.build(position)
         assert torch.equal(alone.timesteps_B, chosen.timesteps_B)
         torch.testing.assert_close(noise_of(alone), noise_of(chosen), rtol=1e-5, atol=1e-5)
+
+
+def test_the_same_samples_in_any_order_have_one_shape(tmp_path: Path) -> None:
+    builder = new_builder(tmp_path, batch_size=len(SIZES), caption_dropout=0.0)
+    one_by_one = new_builder(tmp_path, batch_size=1, caption_dropout=0.0)
+    orders, keys = set(), set()
+    for start in range(0, 8 * len(SIZES), len(SIZES)):
+        orders.add(tuple(one_by_one.build(start + i).ids[0] for i in range(len(SIZES))))
+        keys.add(shape_key(builder.build(start).noisy))
+    assert len(orders) > 1
+    assert len(keys) == 1
+
+
+def test_every_sample_keeps_the_draws_of_its_position(tmp_path: Path) -> None:
+    batch = new_builder(tmp_path, batch_size=len(SIZES)).build(0)
+    one_by_one = new_builder(tmp_path, batch_size=1)
+    alone = {single.ids[0]: single for single in map(one_by_one.build, range(len(SIZES)))}
+    assert sorted(batch.ids) == sorted(alone)
+    parts = batch.noisy.noisy_TC.split(batch.noisy.layout.image.segments.lengths)
+    for name, timestep, part in zip(batch.ids, batch.timesteps_B, parts, strict=True):
+        torch.testing.assert_close(timestep[None], alone[name].timesteps_B)
+        torch.testing.assert_close(part, alone[name].noisy.noisy_TC)

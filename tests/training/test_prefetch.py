@@ -27,7 +27,7 @@ from ..training_setup import Setup
 SIZES = ((8, 8, 3), (8, 12, 7), (12, 8, 1), (16, 8, 5))
 
 
-def new_builder(folder: Path) -> BatchBuilder:
+def new_builder(folder: Path, *, batch_size: int = 2, caption_dropout: float = 0.3) -> BatchBuilder:
     generator = torch.Generator().manual_seed(0)
     samples = []
     for number, (height, width, num_tokens) in enumerate(SIZES):
@@ -50,8 +50,8 @@ def new_builder(folder: Path) -> BatchBuilder:
         samples,
         SampleStream([1] * len(samples), seed=5),
         unconditional=torch.zeros(1, 6),
-        batch_size=2,
-        caption_dropout=0.3,
+        batch_size=batch_size,
+        caption_dropout=caption_dropout,
         seed=5,
         noise=NoiseSettings(),
         samples_per_step=2,

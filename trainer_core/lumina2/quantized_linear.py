@@ -52,9 +52,10 @@ class QuantizedLinear(nn.Linear):
     @property
     def weight(self) -> Tensor:  # type: ignore[override]
         """[O, I], what the layer multiplies with, made anew each time it is asked for; changes to it are lost."""
-        weight_OI = self.weight_8.float() * self.weight_scale[:, None]
+        device = self.weight_8.device  # a swapped block's is the CPU, where the rest of the layer is not
+        weight_OI = self.weight_8.float() * self.weight_scale.to(device)[:, None]
         if self.update_A_RI is not None and self.update_B_OR is not None:
-            weight_OI.addmm_(self.update_B_OR, self.update_A_RI)
+            weight_OI.addmm_(self.update_B_OR.to(device), self.update_A_RI.to(device))
         return weight_OI.to(self._dtype)
 
     def add_update(self, up_OR: Tensor, down_RI: Tensor) -> None:

@@ -52,6 +52,8 @@ class _Drawn:
     """A sample with what was drawn for it."""
 
     of: TrainingSample
+    position: int
+    """Of the stream."""
     latents_CHW: Tensor
     noise_CHW: Tensor
     shown_noise_CHW: Tensor
@@ -113,10 +115,11 @@ class BatchBuilder:
             CacheDamagedError: A cache entry is missing or damaged.
         """
         positions = range(first_position, first_position + self._batch_size)
-        drawn = [self._draw(position) for position in positions]
+        # By size, so that the same samples in another order are no other shape, see `shapes.py`.
+        drawn = sorted(map(self._draw, positions), key=lambda sample: (sample.latents_CHW.shape, len(sample.embeds_LD)))
         weights = None
         if self._noise.low_resolution_weight:
-            drawn += [self._draw_shrunk(whole, position) for whole, position in zip(drawn, positions, strict=True)]
+            drawn += [self._draw_shrunk(whole) for whole in drawn]
             weights = torch.ones(2, self._batch_size) / self._batch_size
             weights[1] *= self._noise.low_resolution_weight
         timesteps_B = torch.cat([sample.timestep_1 for sample in drawn])
@@ -152,6 +155,7 @@ class BatchBuilder:
         noise_CHW = torch.randn(latents_CHW.shape, generator=generator, dtype=torch.float32)
         return _Drawn(
             of=sample,
+            position=position,
             latents_CHW=latents_CHW,
             noise_CHW=noise_CHW,
             shown_noise_CHW=self._perturb(noise_CHW, position, generator),
@@ -159,8 +163,9 @@ class BatchBuilder:
             embeds_LD=self._unconditional if is_dropped else embeds_LD,
         )
 
-    def _draw_shrunk(self, whole: _Drawn, position: int) -> _Drawn:
+    def _draw_shrunk(self, whole: _Drawn) -> _Drawn:
         """The same sample at a quarter of its size, with a noise and a time of its own."""
+        position = whole.position
         generator = sample_generator(derive_seed(self._seed, "low resolution"), position)
         latents_CHW = shrink_latents(whole.latents_CHW)
         timestep_1 = draw_timesteps(self._noise, (_num_tokens(whole.latents_CHW),), generator, position)

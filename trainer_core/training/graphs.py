@@ -7,6 +7,7 @@ takes Python 125 ms; a graph starts them all at once. Where the GPU is the slowe
 from __future__ import annotations
 
 import logging
+import math
 import time
 from collections import Counter
 from collections.abc import Callable, Mapping
@@ -46,17 +47,23 @@ class GraphedPass:
     """Calls a differentiating function, or replays what it did for a batch of the same shape."""
 
     def __init__(
-        self, differentiate: Differentiate, parameters: Mapping[str, nn.Parameter], device: torch.device
+        self,
+        differentiate: Differentiate,
+        parameters: Mapping[str, nn.Parameter],
+        device: torch.device,
+        memory_limit: float = math.inf,
     ) -> None:
         """
         Args:
             differentiate: Without randomness and without waiting for the device.
             parameters: Whose gradients it adds to.
             device: A CUDA GPU.
+            memory_limit: Bytes that training may take there.
         """
         self._differentiate = differentiate
         self._parameters = list(parameters.values())
         self._device = device
+        self._memory_limit = memory_limit
         self._num_passes: Counter[Any] = Counter()
         self._captured: dict[Any, _Captured] = {}
         self._host_share: dict[Any, float] = {}
@@ -104,8 +111,9 @@ class GraphedPass:
     def _has_room(self, num_bytes: int) -> bool:
         """What a graph uses stays its own, so passes without a graph need as much again."""
         free, _ = torch.cuda.mem_get_info(self._device)
-        unused = torch.cuda.memory_reserved(self._device) - torch.cuda.memory_allocated(self._device)
-        return free + unused > 2 * num_bytes
+        allocated = torch.cuda.memory_allocated(self._device)
+        unused = torch.cuda.memory_reserved(self._device) - allocated
+        return 2 * num_bytes < min(free + unused, self._memory_limit - allocated)
 
     def _capture(self, batch: NoisyBatch) -> _Captured:
         started = time.perf_counter()

@@ -80,6 +80,8 @@ class TrainingSession:
     """[tokens, width], text states of the bare empty prompt."""
     plan: StepPlan
     device: torch.device
+    memory_limit: float = math.inf
+    """Bytes that training may take on the device."""
     step: int = 0
     update: WeightUpdate | None = None
     """How gradients become an update; after the backward pass if None."""
@@ -125,7 +127,7 @@ class TrainingSession:
             return None
         # A function and its arguments, not a method: that would tie this session, and with it the model, to itself.
         differentiate = functools.partial(_differentiate, self.transformer, self.plan, self.device)
-        return GraphedPass(differentiate, self.parameters, self.device)
+        return GraphedPass(differentiate, self.parameters, self.device, self.memory_limit)
 
     @property
     def num_graphs(self) -> int:
