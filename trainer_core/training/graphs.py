@@ -143,8 +143,12 @@ class GraphedPass:
 
 
 def can_be_captured(transformer: nn.Module) -> bool:
-    """Whether a pass is the same kernels every time: not with dropout, nor where blocks come and go."""
-    return not draws_random_numbers(transformer) and getattr(transformer.run_block, "is_capturable", True)
+    """Whether a pass is the same kernels every time: not with dropout, nor where blocks come and go.
+
+    A module that waits for the device says so by an attribute `is_capturable`.
+    """
+    parts = (transformer.run_block, *transformer.modules())
+    return not draws_random_numbers(transformer) and all(getattr(part, "is_capturable", True) for part in parts)
 
 
 def shape_key(batch: NoisyBatch) -> tuple[Any, ...]:
