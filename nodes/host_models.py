@@ -23,8 +23,9 @@ from ..trainer_core.lumina2.model_files import Lumina2Model
 from ..trainer_core.lumina2.precision import PRECISIONS
 from ..trainer_core.lumina2.text_files import find_text_files
 from ..trainer_core.lumina2.transformer import Lumina2Config
-from ..trainer_core.lumina2.vae import LATENT_CHANNELS, load_vae
+from ..trainer_core.lumina2.vae import load_vae
 from ..trainer_core.lumina2.vae_names import to_ldm_state_dict
+from ..trainer_core.lumina2.vae_sizes import LATENT_CHANNELS
 from ..trainer_core.lumina2.weight_reader import WeightReader
 from .host_values import read_lora
 

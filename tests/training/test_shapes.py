@@ -17,7 +17,9 @@ from lumina2_trainer.trainer_core.training.shapes import MAX_EXACT_SHAPES, Shape
         ([129, 20], [4000, 4032], PaddedLengths(caption=256, image=4096)),
         ([65], [1000], PaddedLengths(caption=128, image=1024)),
         ([20, 20], [4096, 1024], None),  # two resolutions in one batch
-        ([1], [64], None),
+        ([60, 10], [960, 1056], PaddedLengths(caption=64, image=1088)),
+        ([1], [64], PaddedLengths(caption=64, image=64)),
+        ([10] * 7 + [250], [1024] * 8, None),  # seven captions of mere padding
     ],
 )
 def test_samples_are_filled_up_to_the_next_multiples(

@@ -63,7 +63,8 @@ def quantize_weight(weight_OI: Tensor, dtype: torch.dtype) -> tuple[Tensor, Tens
     parts = zip(weight_OI.split(num_rows), weight_8.split(num_rows), scale_O.split(num_rows), strict=True)
     for rows, rows_8, scale in parts:
         rows = rows.float()
-        scale.copy_(rows.abs().amax(1).clamp_(min=SMALLEST_SCALE) / largest_magnitude(dtype))
+        # By a tensor: CUDA multiplies with the rounded inverse of a plain number.
+        scale.copy_(rows.abs().amax(1).clamp_(min=SMALLEST_SCALE) / torch.full_like(scale, largest_magnitude(dtype)))
         if dtype.is_floating_point:
             scale.copy_(_round_up_to_power_of_two(scale))
         rows = rows / scale[:, None]

@@ -11,23 +11,20 @@ import torch
 from torch import Tensor
 
 from ..errors import TrainerError
-from .foreign_models import describe_foreign
-from .module_weights import check_names_and_shapes, check_storage, fill_parameters, parameter_shapes
+from .module_weights import check_names_and_shapes, check_storage, fill_parameters
 from .vae_names import NUM_LEVELS, is_attention_projection, to_ldm_name
+from .vae_sizes import LATENT_CHANNELS, NUM_GROUPS, VaeSizes, infer_sizes
 from .weight_files import TensorEntry, read_folder_weights, read_weights
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL
 
 ALL_IN_ONE_VAE_PREFIX = "vae."
-LATENT_CHANNELS = 16
 VAE_SCALE = 2 ** (NUM_LEVELS - 1)
 """Pixels a latent, in each direction."""
 LATENT_SCALE = 0.3611
 LATENT_SHIFT = 0.1159
 """The Flux VAE's statistics: the network's latents are (z - LATENT_SHIFT) * LATENT_SCALE."""
-NUM_GROUPS = 32
-"""Groups of every group norm; ComfyUI and the LDM layout know no other number."""
 
 
 def check_vae(path: Path) -> None:
@@ -36,7 +33,7 @@ def check_vae(path: Path) -> None:
     Raises:
         TrainerError: It is not a whole Flux-like VAE.
     """
-    inspect_vae(path)
+    _read_checked(path)
 
 
 def load_vae(path: Path, *, device: torch.device, dtype: torch.dtype) -> AutoencoderKL:
@@ -91,17 +88,27 @@ def inspect_vae(path: Path) -> tuple[AutoencoderKL, dict[str, TensorEntry]]:
     Raises:
         TrainerError: It is not a whole Flux-like VAE.
     """
+    sizes, stored = _read_checked(path)
+    vae = _build_on_meta(sizes)
+    return vae, {
+        name: replace(stored[to_ldm_name(name)], shape=tuple(parameter.shape))
+        for name, parameter in vae.named_parameters()
+    }
+
+
+def _read_checked(path: Path) -> tuple[VaeSizes, dict[str, TensorEntry]]:
+    """Sizes, and the stored tensor of each LDM name."""
     what = f"vae {path.name}"
-    stored = {to_ldm_name(name): entry for name, entry in _read_entries(path).items()}
-    vae = _build_on_meta(what, {name: entry.shape for name, entry in stored.items()})
-    ldm_names = {to_ldm_name(name): name for name, _ in vae.named_parameters()}
-    plan = {ldm_names.get(ldm_name, ldm_name): entry for ldm_name, entry in stored.items()}
-    for name, entry in plan.items():
-        if is_attention_projection(name) and entry.shape[2:] == (1, 1):
-            plan[name] = replace(entry, shape=entry.shape[:2])  # [C, C, 1, 1] -> [C, C]
-    check_names_and_shapes(what, parameter_shapes(vae), {name: entry.shape for name, entry in plan.items()})
-    check_storage(what, {name: [entry] for name, entry in plan.items()})
-    return vae, plan
+    stored = {}
+    for name, entry in _read_entries(path).items():
+        if is_attention_projection(name) and len(entry.shape) == 2:
+            entry = replace(entry, shape=(*entry.shape, 1, 1))
+        stored[to_ldm_name(name)] = entry
+    shapes = {name: entry.shape for name, entry in stored.items()}
+    sizes = infer_sizes(what, shapes)
+    check_names_and_shapes(what, sizes.shapes(), shapes)
+    check_storage(what, {name: [entry] for name, entry in stored.items()})
+    return sizes, stored
 
 
 def _read_entries(path: Path) -> Mapping[str, TensorEntry]:
@@ -114,38 +121,19 @@ def _read_entries(path: Path) -> Mapping[str, TensorEntry]:
     return (inner if inner.tensors else weights).tensors
 
 
-def _build_on_meta(what: str, shapes: Mapping[str, tuple[int, ...]]) -> AutoencoderKL:
-    """Infer the channels and the residual blocks a level from LDM names and shapes."""
+def _build_on_meta(sizes: VaeSizes) -> AutoencoderKL:
     from diffusers import AutoencoderKL
 
-    for name in ("decoder.conv_in.weight", "encoder.conv_in.weight", "encoder.down.0.block.0.conv1.weight"):
-        if len(shapes.get(name, ())) != 4:
-            foreign = describe_foreign(shapes)
-            is_other = f" but {foreign}" if foreign and foreign != "a VAE" else ""
-            raise TrainerError(f"{what} is no VAE of Lumina2{is_other}: choose the Flux VAE, such as ae.safetensors")
-    latent_channels = shapes["decoder.conv_in.weight"][1]
-    channels = [
-        shapes[name][0]
-        for name in (f"encoder.down.{level}.block.0.conv1.weight" for level in range(NUM_LEVELS + 1))
-        if name in shapes
-    ]
-    if latent_channels != LATENT_CHANNELS or len(channels) != NUM_LEVELS:
-        raise TrainerError(
-            f"{what} has {latent_channels} latent channels on {len(channels)} levels where Lumina2 has"
-            f" {LATENT_CHANNELS} on {NUM_LEVELS}: choose the Flux VAE, such as ae.safetensors"
-        )
-    if any(count % NUM_GROUPS for count in channels):
-        raise TrainerError(f"{what} has {channels} channels: each must be a multiple of {NUM_GROUPS}")
     with torch.device("meta"):
         return AutoencoderKL(
             down_block_types=("DownEncoderBlock2D",) * NUM_LEVELS,
             up_block_types=("UpDecoderBlock2D",) * NUM_LEVELS,
-            block_out_channels=tuple(channels),
-            layers_per_block=sum(f"encoder.down.0.block.{i}.conv1.weight" in shapes for i in range(len(shapes))),
+            block_out_channels=sizes.channels,
+            layers_per_block=sizes.layers_per_block,
             latent_channels=LATENT_CHANNELS,
             norm_num_groups=NUM_GROUPS,
             scaling_factor=LATENT_SCALE,
             shift_factor=LATENT_SHIFT,
-            use_quant_conv="quant_conv.weight" in shapes,
-            use_post_quant_conv="post_quant_conv.weight" in shapes,
+            use_quant_conv=sizes.has_quant_conv,
+            use_post_quant_conv=sizes.has_post_quant_conv,
         )

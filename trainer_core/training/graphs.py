@@ -23,7 +23,7 @@ from .nested_tensors import change_tensors, list_tensors
 
 logger = logging.getLogger(__name__)
 
-MAX_GRAPHS = 8
+MAX_GRAPHS = 16
 """Each also holds some MB of kernel arguments."""
 NUM_EAGER_PASSES = 2
 """Passes of a shape before it is captured; the first compiles kernels, the second is timed."""

@@ -17,13 +17,14 @@ from ..lumina2.transformer import BlockRunner, Lumina2Transformer, keep_activati
 from .memory_estimate import Measures, StepEstimate
 
 GIB = 2**30
-FEED_SLICES: dict[int | None, float] = {None: 0.0, 2048: 0.05, 1024: 0.1, 512: 0.25}
-"""Time lost by slices of the MLP of this many tokens, in forward passes of a block; small products fill a GPU badly."""
+FEED_SLICES: dict[int | None, float] = {None: 0.0, 2048: 1.0, 1024: 1.5, 512: 3.0}
+"""Time lost by slices of the MLP of this many tokens, in forward passes of a block. A slow GPU loses less, but on a
+fast one Python cannot start so many small kernels in time: 0.45 s a step where swapping takes 0.19 (H100, fp8)."""
 OFFLOAD_TIME = 0.1
 """Of a block's input that goes to host memory and comes back, in the same unit. Copies run beside the computation, so
 this is less than their duration."""
-SWAP_TIME = 2.0
-"""Of a block's matrices that come from host memory for both passes."""
+SWAP_TIME = 0.3
+"""Of a block's matrices that come from host memory for both passes, mostly beside the computation as well."""
 
 
 @dataclass(frozen=True, kw_only=True)

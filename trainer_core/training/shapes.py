@@ -16,13 +16,14 @@ from ..lumina2.transformer import Lumina2Config
 
 MAX_EXACT_SHAPES = 4
 """Shapes of a run that are left as they are."""
-IMAGE_MULTIPLE = 128
-"""Tokens; 1024 x 1024 has 4096."""
 MANY_IMAGE_TOKENS = 2048
-CAPTION_MULTIPLES = (64, 128)
-"""Tokens, beside images of fewer and of at least MANY_IMAGE_TOKENS."""
-MAX_WASTE = 0.12
+"""1024 x 1024 has 4096."""
+MULTIPLES = (64, 128)
+"""Tokens of captions and of images: those of fewer and of at least MANY_IMAGE_TOKENS."""
+MAX_WASTE = 0.15
 """Largest share of padding worth its time."""
+CHEAP_WASTE = 1024
+"""Tokens of padding that take less time than a new plan and a step without a graph, whatever their share."""
 
 
 class ShapeLimiter:
@@ -59,11 +60,11 @@ class ShapeLimiter:
 def choose_padding(caption_lengths: Sequence[int], image_lengths: Sequence[int]) -> PaddedLengths | None:
     """The next multiples; None for samples so different that much of the work would be padding."""
     longest = max(image_lengths)
-    caption = _round_up(max(caption_lengths), CAPTION_MULTIPLES[longest >= MANY_IMAGE_TOKENS])
-    image = _round_up(longest, IMAGE_MULTIPLE)
-    num_tokens = sum(caption_lengths) + sum(image_lengths)
+    multiple = MULTIPLES[longest >= MANY_IMAGE_TOKENS]
+    caption, image = _round_up(max(caption_lengths), multiple), _round_up(longest, multiple)
     num_stored = len(image_lengths) * (caption + image)
-    return PaddedLengths(caption=caption, image=image) if num_tokens >= (1 - MAX_WASTE) * num_stored else None
+    waste = num_stored - sum(caption_lengths) - sum(image_lengths)
+    return PaddedLengths(caption=caption, image=image) if waste <= max(CHEAP_WASTE, MAX_WASTE * num_stored) else None
 
 
 def _round_up(value: int, multiple: int) -> int:

@@ -18,7 +18,8 @@ from ..errors import StopTraining
 from ..lumina2.precision import computation
 from ..lumina2.sampling import initial_noise, sample_latents
 from ..lumina2.transformer import Lumina2Transformer
-from ..lumina2.vae import LATENT_CHANNELS, VAE_SCALE, decode_latents, load_vae
+from ..lumina2.vae import VAE_SCALE, decode_latents, load_vae
+from ..lumina2.vae_sizes import LATENT_CHANNELS
 from .settings import SamplerSettings
 
 PLAIN: Mapping[str, Callable[[], AbstractContextManager[None]]] = MappingProxyType({"": nullcontext})
