@@ -56,7 +56,7 @@ class LyCORISSettings(io.ComfyNode):
             display_name="LyCORIS Settings (Lumina2)",
             category=CATEGORY,
             description=(
-                "Trains an adapter of another kind than LoRA: LoKr, LoHa, DyLoRA, GLoRA, OFT, BOFT or a full difference."
+                "Trains another kind of adapter than LoRA: LoKr, LoHa, DyLoRA, GLoRA, OFT, BOFT or a full difference."
                 " Connect to Train LoRA; rank and alpha are set there. Needs the package lycoris-lora."
             ),
             inputs=build_widgets(LyCORISSettingsValues),
