@@ -15,7 +15,7 @@ import dataclasses
 import statistics
 import tempfile
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -106,17 +106,15 @@ class Demo:
         )
 
     @cached_property
-    def _measure(self) -> Callable[[Path], tuple[float, float]]:
-        held_out = demo.read_held_out(self._model, self.context)
+    def _held_out(self) -> demo.HeldOutSamples:
+        return demo.read_held_out(self._model, self.context)
 
-        def measure(adapter: Path) -> tuple[float, float]:
-            before, after = demo.measure_adapter(self._model, held_out, adapter, self.context)
-            return before.mean, after.mean
-
-        return measure
+    def measure(self, adapter: Path | None = None) -> float:
+        """Held-out loss of the base, or with an adapter."""
+        return demo.measure(self._model, self._held_out, self.context, adapter).mean
 
     def train(self, name: str, choice: Choice, num_steps: int, seed: int) -> dict[str, float]:
-        """Train once: held-out losses before and after, seconds a step and size of the file."""
+        """Train once: held-out loss, seconds a step and size of the file."""
         run_name = f"{name}-{seed}"
         changed = {**choice.train, "steps": num_steps, "seed": seed, "run_name": run_name}
         warmup = min(demo.OPTIMIZER.num_warmup_steps, num_steps // 2)
@@ -134,12 +132,10 @@ class Demo:
         seconds = (time.perf_counter() - started) / num_steps
         settings = steps.SaveAdapterSettings(name=run_name, weights=choice.weights)
         path = steps.save_adapter(settings, adapter=trained.adapter, context=self.context)[0]
-        before, after = self._measure(Path(path))
         return {
-            "before": before,
-            "after": after,
+            "after": self.measure(path),
             "seconds_per_step": seconds,
-            "file_mb": Path(path).stat().st_size / 1e6,
+            "file_mb": path.stat().st_size / 1e6,
         }
 
 
@@ -163,6 +159,8 @@ def main() -> None:
     results: dict[str, list[dict[str, float]]] = {}
     with tempfile.TemporaryDirectory(prefix="learning-") as folder:
         subject = Demo(Path(folder))
+        before = subject.measure()
+        print(f"before: {before:.4f}", flush=True)
         for name in dict.fromkeys([REFERENCE, *wanted]):
             seeds = range(FIRST_SEED, FIRST_SEED + options.seeds)
             try:
@@ -171,8 +169,8 @@ def main() -> None:
                 print(f"{CHOICES[name].group:10} {name:14} {error}", flush=True)
                 continue
             print(format_row(name, results[name], results[REFERENCE]), flush=True)
-            write_report(options.output, {"machine": machine, "steps": options.steps, "results": results})
-    print(f"before: {results[REFERENCE][0]['before']:.4f}")
+            report = {"machine": machine, "steps": options.steps, "before": before, "results": results}
+            write_report(options.output, report)
 
 
 def format_row(name: str, trained: list[dict[str, float]], reference: list[dict[str, float]]) -> str:

@@ -11,6 +11,7 @@ class Lumina2TrainerExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from . import (
             caches,
+            compare,
             dataset,
             inference,
             load,
@@ -33,6 +34,7 @@ class Lumina2TrainerExtension(ComfyExtension):
             train_lora.TrainLoRA,
             train_full.TrainFullModel,
             validate.Validate,
+            compare.Compare,
             save_adapter.SaveAdapter,
             save_model.SaveModel,
             inference.Lumina2ForInference,

@@ -120,24 +120,27 @@ def measure_adapter(
     model: Lumina2Model, held_out: HeldOutSamples, adapter_path: Path, context: StepContext
 ) -> tuple[HeldOutLoss, HeldOutLoss]:
     """Held-out loss before and after, with the same noise and times."""
+    return measure(model, held_out, context), measure(model, held_out, context, adapter_path)
+
+
+def measure(
+    model: Lumina2Model, held_out: HeldOutSamples, context: StepContext, adapter_path: Path | None = None
+) -> HeldOutLoss:
+    """Held-out loss of the base, or of the base with an adapter."""
     transformer = load_base_transformer(model, context.device)
-
-    def measure() -> HeldOutLoss:
-        return held_out_loss(
-            transformer,
-            held_out.latents,
-            held_out.prompt_embeds,
-            noise_settings=NoiseSettings(),
-            precision=model.precision,
-            num_draws=NUM_DRAWS,
-            seed=TRAIN.seed,
-        )
-
-    before = measure()
-    merge_adapter(transformer, read_adapter(adapter_path).tensors, 1.0)
-    after = measure()
+    if adapter_path is not None:
+        merge_adapter(transformer, read_adapter(adapter_path).tensors, 1.0)
+    loss = held_out_loss(
+        transformer,
+        held_out.latents,
+        held_out.prompt_embeds,
+        noise_settings=NoiseSettings(),
+        precision=model.precision,
+        num_draws=NUM_DRAWS,
+        seed=TRAIN.seed,
+    )
     free_memory(context.device)
-    return before, after
+    return loss
 
 
 def _describe(

@@ -9,6 +9,7 @@ from typing import Any
 from . import steps
 from .adapters.lora import LoRASettings
 from .adapters.lycoris_settings import LyCORISSettings
+from .compare import CompareSettings, compare
 from .data.folder import DatasetFolderSettings
 from .job import TrainFullSettings, TrainLoRASettings
 from .lumina2.model_files import LoadSettings
@@ -83,6 +84,9 @@ NODE_STEPS: dict[str, NodeStep] = {
     ),
     "Lumina2Validate": NodeStep(
         settings=ValidateSettings, run=steps.validate, sockets=("model", "adapter"), outputs=(None, None)
+    ),
+    "Lumina2Compare": NodeStep(
+        settings=CompareSettings, run=compare, sockets=("model", "adapter"), outputs=(None, None, "grid_path")
     ),
     "Lumina2SaveAdapter": NodeStep(
         settings=steps.SaveAdapterSettings, run=steps.save_adapter, sockets=("adapter",), outputs=(None,)
