@@ -19,7 +19,7 @@ demo: install
 	$(BIN)/lumina2-trainer demo
 
 test: install
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 check: install types
 	$(BIN)/ruff check .
