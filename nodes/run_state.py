@@ -10,11 +10,15 @@ from pathlib import Path
 from typing import Any
 
 from ..trainer_core.job import RESERVED_RUN_NAMES
-from ..trainer_core.run_folder import RunFolder
+from ..trainer_core.run_folder import RunFolder, step_of
 
 MAX_CURVE_POINTS = 500
 NUM_RECENT_STEPS = 20
 """Steps over which the seconds of a step are averaged."""
+NUM_BIN_STEPS = 500
+"""Steps over which the loss of each noise level is averaged."""
+CURVES = ("learning_rate", "grad_norm", "peak_memory_gib")
+"""What has a curve beside the loss."""
 
 
 def is_run_name(name: str) -> bool:
@@ -49,7 +53,8 @@ def read_state(
     records = run.read_log()
     last = records[-1] if records else {}
     progress = (live or {}).get("progress", {})
-    samples = run.last_samples()
+    validations = _list_validations(run, view_of)
+    latest = validations[-1] if validations else {"step": 0, "images": []}
     return {
         "run": run.name,
         "node": (live or {}).get("node", ""),
@@ -59,13 +64,14 @@ def read_state(
         "step": last.get("step", 0),
         "total": progress.get("total") or _num_steps(run),
         "loss": last.get("loss"),
-        "learning_rate": last.get("learning_rate"),
+        **{name: last.get(name) for name in CURVES},
+        "memory_plan": progress.get("memory_plan", ""),
         "seconds_per_step": _mean_seconds(records),
         "losses": _thin_out([[record["step"], record["loss"]] for record in records]),
-        "validation": {
-            "step": int(samples[0].parent.name.rpartition("-")[2]) if samples else 0,
-            "images": [view_of(sample) for sample in samples],
-        },
+        "curves": {name: _thin_out([[r["step"], r[name]] for r in records if name in r]) for name in CURVES},
+        "loss_by_bin": _mean_by_bin(records[-NUM_BIN_STEPS:]),
+        "validation": {"step": latest["step"], "images": latest["images"]},
+        "validations": validations,
     }
 
 
@@ -73,6 +79,33 @@ def draws_pictures(path: Path) -> bool:
     """Whether a run has validation prompts."""
     validation = _read_job(RunFolder(path=path)).get("validation") or {}
     return bool(validation.get("prompts", "").strip())
+
+
+def _list_validations(run: RunFolder, view_of: Callable[[Path], dict[str, str]]) -> list[dict[str, Any]]:
+    """Step, pictures and the prompt of each picture, of every validation in order."""
+    prompts = (_read_job(run).get("validation") or {}).get("prompts", "").splitlines()
+    known = [prompt.strip() for prompt in prompts if prompt.strip()]
+    found = []
+    for folder in sorted((run.path / "samples").glob("step-*"), key=step_of):
+        pictures = sorted(folder.glob("*.png"))
+        numbers = [int(number[0]) if (number := re.match(r"\d+", path.stem)) else -1 for path in pictures]
+        found.append(
+            {
+                "step": step_of(folder),
+                "images": [view_of(picture) for picture in pictures],
+                "prompts": [known[number] if 0 <= number < len(known) else "" for number in numbers],
+            }
+        )
+    return found
+
+
+def _mean_by_bin(records: list[dict[str, Any]]) -> dict[str, float]:
+    """Mean loss of each bin of t that had a sample, by number."""
+    losses: dict[str, list[float]] = {}
+    for record in records:
+        for number, loss in record.get("loss_by_bin", {}).items():
+            losses.setdefault(number, []).append(loss)
+    return {number: sum(values) / len(values) for number, values in sorted(losses.items(), key=lambda i: int(i[0]))}
 
 
 def _num_steps(run: RunFolder) -> int:

@@ -71,6 +71,7 @@ class Recorder:
             "step": record.step,
             "total": total,
             "loss": record.loss,
+            "loss_by_bin": record.loss_by_bin,
             "learning_rate": record.learning_rate,
             "grad_norm": record.grad_norm,
             "seconds_per_step": seconds_per_step,

@@ -116,6 +116,63 @@ def test_state_is_restored_when_the_page_opens_later(open_page: Callable[..., Fr
     assert (state["step"], state["points"], len(state["pictures"])) == (5, 5, 2)
 
 
+def test_charts_are_chosen_by_tabs(open_page: Callable[..., Frontend], server: HostServer) -> None:
+    server.run_prompt(training_prompt(run_name="charts", steps=6))
+    for settings in renderings(server):
+        frontend = open_page(settings=settings)
+        load_prompt(frontend, training_prompt(run_name="charts", steps=6))
+        frontend.load_workflow(frontend.to_workflow())
+        wait_for(frontend, lambda state: state["status"] == "finished")
+        tabs = frontend.page.locator(f"{PANEL} [role=tab]")
+        names = tabs.evaluate_all("tabs => tabs.map(tab => tab.dataset.chart)")
+        assert names == ["loss", "byNoise", "learningRate", "gradNorm", "memory"]
+        tabs.nth(0).focus()
+        for name in [*names[1:], names[0]]:
+            frontend.page.keyboard.press("ArrowRight")
+            chosen = frontend.page.locator(f"{PANEL} [role=tab][aria-selected=true]")
+            assert chosen.get_attribute("data-chart") == name
+            shown = frontend.page.locator(f"#{chosen.get_attribute('aria-controls')}")
+            assert shown.is_visible()
+            if name == "byNoise":
+                heights = shown.locator(".lumina2-noise-bar").evaluate_all("bars => bars.map(b => b.clientHeight)")
+                assert len(heights) == 20
+                assert sum(height > 0 for height in heights) >= 3
+            else:
+                points = shown.locator(".lumina2-curve-mean").get_attribute("points") or ""
+                assert len(points.split()) == 6
+        assert frontend.errors == []
+
+
+def test_gallery_goes_back_and_compares(open_page: Callable[..., Frontend], server: HostServer) -> None:
+    server.run_prompt(training_prompt(run_name="gallery", steps=6))
+    for settings in renderings(server):
+        frontend = open_page(settings=settings)
+        load_prompt(frontend, training_prompt(run_name="gallery", steps=6))
+        frontend.load_workflow(frontend.to_workflow())
+        wait_for(frontend, lambda state: state["status"] == "finished" and len(state["pictures"]) == 2)
+        page = frontend.page
+        caption = page.locator(f"{PANEL} .lumina2-validations .lumina2-caption")
+        assert caption.text_content() == "Validation at step 6"
+        slider = page.locator(f"{PANEL} .lumina2-slider")
+        slider.focus()
+        page.keyboard.press("ArrowLeft")
+        assert caption.text_content() == "Validation at step 4"
+        picture = page.locator(f"{PANEL} .lumina2-picture").nth(1)
+        assert "step-000004" in (picture.get_attribute("src") or "")
+        assert picture.get_attribute("alt") == "a blue disc"
+        picture.dispatch_event("click")
+        viewer = page.locator("dialog.lumina2-viewer")
+        assert viewer.locator(".lumina2-viewer-prompt").text_content() == "a blue disc"
+        sources = viewer.locator("img").evaluate_all("images => images.map(image => image.src)")
+        assert ["step-000004" in sources[0], "step-000002" in sources[1]] == [True, True]
+        viewer.locator("input").fill("20")
+        clip = viewer.locator(".lumina2-viewer-before").evaluate("image => image.style.clipPath")
+        assert clip.startswith("inset(0px 80% 0px 0px") or clip.startswith("inset(0 80% 0 0")
+        page.keyboard.press("Escape")
+        viewer.wait_for(state="detached")
+        assert frontend.errors == []
+
+
 def test_widget_is_in_neither_prompt_nor_saved_values(open_page: Callable[..., Frontend], server: HostServer) -> None:
     for settings in renderings(server):
         check_prompt_and_saved_values(open_page(settings=settings))

@@ -136,7 +136,7 @@ def test_a_repaired_picture_is_used(folder: Path, context: StepContext) -> None:
     assert len(scan_dataset(dataset, context).pictures) == 2
 
 
-@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": 1, "pictures": {"a": 3}}', bytes(100)])
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b'{"version": [1, 2], "pictures": {"a": 3}}', bytes(100)])
 def test_a_damaged_picture_index_is_made_anew(
     folder: Path, context: StepContext, caplog: pytest.LogCaptureFixture, content: bytes
 ) -> None:

@@ -16,9 +16,11 @@ def view_of(path: Path) -> dict[str, str]:
 
 def write_run(folder: Path, num_steps: int, total: int = 100) -> Path:
     folder.mkdir(parents=True)
-    (folder / "job.json").write_text(json.dumps({"train": {"steps": total}}), "utf-8")
+    job = {"train": {"steps": total}, "validation": {"prompts": "a cat\n\na dog"}}
+    (folder / "job.json").write_text(json.dumps(job), "utf-8")
+    numbers = {"learning_rate": 1e-4, "grad_norm": 0.25, "peak_memory_gib": 1.5, "seconds": 0.5}
     lines = [
-        json.dumps({"step": step, "loss": 1 / step, "learning_rate": 1e-4, "seconds": 0.5})
+        json.dumps({"step": step, "loss": 1 / step, "loss_by_bin": {str(step % 2): float(step)}, **numbers})
         for step in range(1, num_steps + 1)
     ]
     (folder / "log.jsonl").write_text("\n".join(lines) + "\n", "utf-8")
@@ -41,6 +43,30 @@ def test_state_is_rebuilt_from_the_folder(tmp_path: Path) -> None:
     assert state["seconds_per_step"] == pytest.approx(0.5)
     assert state["losses"][-1] == [7, 1 / 7]
     assert state["validation"] == {"step": 4, "images": [{"filename": "00.png"}]}
+
+
+def test_curves_and_noise_levels_are_read_from_the_log(tmp_path: Path) -> None:
+    state = read_state(write_run(tmp_path / "a", 5), None, view_of)
+    assert state is not None
+    assert (state["grad_norm"], state["peak_memory_gib"]) == (0.25, 1.5)
+    assert state["curves"]["grad_norm"] == [[step, 0.25] for step in range(1, 6)]
+    assert state["loss_by_bin"] == {"0": 3.0, "1": 3.0}  # (2 + 4) / 2 and (1 + 3 + 5) / 3
+
+
+def test_every_validation_is_listed_with_its_prompts(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", 7)
+    for step, names in ((10, ("00.png", "00_ema.png", "01.png")), (2, ("00.png",))):
+        samples = folder / "samples" / f"step-{step:06d}"
+        samples.mkdir(parents=True)
+        for name in names:
+            (samples / name).write_bytes(b"")
+    state = read_state(folder, None, view_of)
+    assert state is not None
+    assert [(v["step"], v["prompts"]) for v in state["validations"]] == [
+        (2, ["a cat"]),
+        (10, ["a cat", "a cat", "a dog"]),
+    ]
+    assert json.dumps(state)
 
 
 def test_finished_adapter_makes_the_run_finished(tmp_path: Path) -> None:

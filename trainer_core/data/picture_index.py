@@ -20,11 +20,14 @@ from ..context import StepContext
 from ..files import write_bytes_atomically
 from .images import MAX_PICTURE_BYTES, PREPARATION_VERSION, UnreadablePicture, decode_picture
 from .listing import PictureFile
+from .picture_quality import difference_hash, measure_sharpness
 from .progress import Progress
 
 logger = logging.getLogger(__name__)
 
 INDEX_FILE = "pictures.json"
+INDEX_VERSION = [PREPARATION_VERSION, 2]
+"""How pictures are decoded, and what is remembered of them."""
 NUM_READERS = min(8, os.cpu_count() or 1)
 """Threads that read and decode; each may hold one decoded picture."""
 
@@ -39,6 +42,10 @@ class PictureFacts:
     """Pixels, upright."""
     height: int
     is_animated: bool
+    sharpness: float
+    """See `measure_sharpness`."""
+    look: str
+    """See `difference_hash`."""
 
 
 def read_content(path: Path) -> tuple[bytes, str]:
@@ -98,7 +105,14 @@ def _examine(path: Path) -> PictureFacts | UnreadablePicture:
     except UnreadablePicture as error:
         return UnreadablePicture(str(error))  # without the traceback, which holds on to the file's bytes
     width, height = picture.image.size
-    return PictureFacts(content_hash=content_hash, width=width, height=height, is_animated=picture.is_animated)
+    return PictureFacts(
+        content_hash=content_hash,
+        width=width,
+        height=height,
+        is_animated=picture.is_animated,
+        sharpness=measure_sharpness(picture.image),
+        look=difference_hash(picture.image),
+    )
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -114,7 +128,7 @@ def _load_index(path: Path) -> dict[str, _Remembered]:
         return {}
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-        if content["version"] != PREPARATION_VERSION:
+        if content["version"] != INDEX_VERSION:
             return {}
         return {
             name: _Remembered(size=size, mtime_ns=mtime_ns, facts=PictureFacts(**facts))
@@ -132,5 +146,5 @@ def _save_index(path: Path, index: dict[str, _Remembered]) -> None:
         for name, entry in index.items()
         if os.path.exists(name)
     }
-    content = {"version": PREPARATION_VERSION, "pictures": pictures}
+    content = {"version": INDEX_VERSION, "pictures": pictures}
     write_bytes_atomically(path, json.dumps(content).encode())

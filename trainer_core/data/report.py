@@ -8,10 +8,13 @@ from pathlib import Path
 
 from .crops import kept_fraction, upscale_factor
 from .folder import DatasetFolderSettings
+from .picture_quality import BLURRY, find_look_alikes
 from .scan import Picture, ScannedDataset, ScannedFolder
 
 MAX_LINES = 50
 """Names listed of each kind; the count before them is always complete."""
+MAX_NAMES = 5
+"""Names listed of pictures that share a caption."""
 CROP_WARNING = 0.75
 """Pictures that keep less of their area than this are listed."""
 UPSCALE_WARNING = 1.05
@@ -30,6 +33,9 @@ def write_report(scanned: ScannedDataset) -> str:
         _list("Left out", (f"{skipped.name}: {skipped.reason}" for skipped in scanned.skipped)),
         _list("Without caption", (f"{p.id}: {p.caption.problem}" for p in pictures if p.caption.problem)),
         _list("Duplicates, the same file twice", _find_duplicates(pictures)),
+        _list("Look the same", _find_look_alikes(pictures)),
+        _list("Blurry, or hardly anything in them", _find_blurry(pictures)),
+        _list("Captions of several pictures", _find_shared_captions(scanned)),
         _list("Smaller than their bucket and scaled up", _find_upscaled(pictures)),
         _list("Cropped by more than a quarter", _find_cropped(scanned)),
         _list("Animated, only the first frame is used", (p.id for p in pictures if p.facts.is_animated)),
@@ -94,6 +100,29 @@ def _find_duplicates(pictures: Sequence[Picture]) -> list[str]:
     for picture in pictures:
         by_content[picture.facts.content_hash].setdefault(picture.path, picture.id)
     return [" = ".join(names.values()) for names in by_content.values() if len(names) > 1]
+
+
+def _find_look_alikes(pictures: Sequence[Picture]) -> list[str]:
+    """Not files of equal content, which are duplicates, nor pictures without structure, whose looks say nothing."""
+    by_content = {p.facts.content_hash: p for p in pictures if p.facts.sharpness >= BLURRY}
+    looks = {picture.id: picture.facts.look for picture in by_content.values()}
+    return [" ~ ".join(group) for group in find_look_alikes(looks)]
+
+
+def _find_blurry(pictures: Sequence[Picture]) -> list[str]:
+    blurry = sorted((p for p in pictures if p.facts.sharpness < BLURRY), key=lambda p: p.facts.sharpness)
+    return [f"{p.id}: sharpness {p.facts.sharpness:.1f}, pictures in focus have 50 and more" for p in blurry]
+
+
+def _find_shared_captions(scanned: ScannedDataset) -> list[str]:
+    """What cannot be told apart by its caption is learned as one; not where one caption for all was asked for."""
+    names: dict[tuple[str, ...], dict[Path, str]] = defaultdict(dict)
+    for folder in scanned.folders:
+        if folder.folder.settings.caption_source != "one_text":
+            for picture in folder.pictures:
+                names[picture.caption.texts].setdefault(picture.path, picture.id)
+    shared = [(texts, list(ids.values())) for texts, ids in names.items() if texts and len(ids) > 1]
+    return [f"{len(ids)} have {texts[0]!r}: {', '.join(ids[:MAX_NAMES])}" for texts, ids in shared]
 
 
 def _find_upscaled(pictures: Sequence[Picture]) -> list[str]:

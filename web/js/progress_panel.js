@@ -1,38 +1,43 @@
 // The elements of the progress widget, and how they show a view (see run_view.js).
 
+import { ChartTabs } from "./chart_tabs.js";
 import { formatNumber, formatSeconds } from "./format.js";
-import { LossCurve } from "./loss_curve.js";
+import { Gallery } from "./gallery.js";
 
 const ACTIONS = ["stop", "save", "validate"];
+const FACTS = ["loss", "learningRate", "secondsPerStep", "timeLeft", "gradNorm", "memory"];
 
 /** Elements of one widget; `onAction` is called with "stop", "save" or "validate". */
 export class ProgressPanel {
   constructor({ strings, pictureUrl, onAction }) {
     this.strings = strings;
-    this.pictureUrl = pictureUrl;
     this.element = make("div", "lumina2-progress");
+    this.element.setAttribute("role", "group");
+    this.element.setAttribute("aria-label", strings.panel);
     this.status = make("div", "lumina2-status");
+    this.status.setAttribute("role", "status");
     this.message = make("div", "lumina2-message");
+    this.message.setAttribute("role", "alert");
     this.bar = make("div", "lumina2-bar");
+    this.bar.setAttribute("role", "progressbar");
+    this.bar.setAttribute("aria-label", strings.panel);
     this.fill = make("div", "lumina2-fill");
     this.bar.append(this.fill);
-    this.curve = new LossCurve();
+    this.charts = new ChartTabs(strings);
     this.facts = make("div", "lumina2-facts");
-    this.values = Object.fromEntries(
-      ["loss", "learningRate", "secondsPerStep", "timeLeft"].map((name) => [name, this.#addFact(name)]),
-    );
-    this.caption = make("div", "lumina2-caption");
-    this.gallery = make("div", "lumina2-gallery");
+    this.values = Object.fromEntries(FACTS.map((name) => [name, this.#addFact(name)]));
+    this.plan = make("div", "lumina2-caption");
+    this.gallery = new Gallery({ strings, pictureUrl });
     this.buttons = make("div", "lumina2-buttons");
     this.actions = ACTIONS.map((action) => this.#addButton(action, onAction));
     this.element.append(
       this.status,
       this.message,
       this.bar,
-      this.curve.element,
+      this.charts.element,
       this.facts,
-      this.caption,
-      this.gallery,
+      this.plan,
+      this.gallery.element,
       this.buttons,
     );
   }
@@ -65,29 +70,18 @@ export class ProgressPanel {
     this.message.textContent = view.message || view.notice.message;
     this.message.dataset.level = view.message ? "warning" : view.notice.level;
     this.fill.style.width = view.total ? `${(100 * view.step) / view.total}%` : "0";
-    this.curve.draw(view.losses, view.total, `${words.loss} ${formatNumber(view.loss)}`);
+    this.bar.setAttribute("aria-valuemax", String(view.total));
+    this.bar.setAttribute("aria-valuenow", String(view.step));
+    this.charts.draw(view);
     this.values.loss.textContent = formatNumber(view.loss);
     this.values.learningRate.textContent = formatNumber(view.learningRate);
     this.values.secondsPerStep.textContent = formatSeconds(view.secondsPerStep);
     this.values.timeLeft.textContent = view.status === "running" ? formatSeconds(view.etaSeconds) : "";
-    this.#showPictures(view);
+    this.values.gradNorm.textContent = formatNumber(view.gradNorm);
+    this.values.memory.textContent = Number.isFinite(view.memory) ? `${view.memory.toFixed(1)} GiB` : "";
+    this.plan.textContent = view.memoryPlan;
+    this.gallery.show(view.validations);
     for (const button of this.actions) button.disabled = view.status !== "running";
-  }
-
-  #showPictures(view) {
-    const urls = view.images.map(this.pictureUrl);
-    const shown = [...this.gallery.children].map((child) => child.getAttribute("src"));
-    if (urls.join("\n") === shown.join("\n")) return;
-    this.caption.textContent = urls.length ? `${this.strings.pictures} ${view.imagesStep}` : "";
-    this.gallery.style.gridTemplateColumns = `repeat(${Math.ceil(Math.sqrt(urls.length))}, 1fr)`;
-    this.gallery.replaceChildren(
-      ...urls.map((url) => {
-        const picture = make("img", "lumina2-picture");
-        picture.src = url;
-        picture.alt = this.caption.textContent;
-        return picture;
-      }),
-    );
   }
 }
 

@@ -1,6 +1,7 @@
 // What the widget knows of a run, brought up to date by events; holds no elements.
 
 const MAX_POINTS = 1000;
+const BIN_WEIGHT = 0.05; // of a new step in the mean loss of a noise level
 const NO_NOTICE = { level: "info", message: "" };
 
 /** The state of a run before anything is known. */
@@ -16,9 +17,12 @@ export function emptyView() {
     learningRate: NaN,
     secondsPerStep: NaN,
     etaSeconds: NaN,
-    losses: [],
-    images: [],
-    imagesStep: 0,
+    gradNorm: NaN,
+    memory: NaN,
+    memoryPlan: "",
+    curves: { loss: [], learningRate: [], gradNorm: [], memory: [] },
+    lossByBin: {},
+    validations: [],
   };
 }
 
@@ -36,9 +40,17 @@ export function viewFromState(state) {
     learningRate: state.learning_rate ?? NaN,
     secondsPerStep: state.seconds_per_step ?? NaN,
     etaSeconds: state.status === "running" ? (state.total - state.step) * state.seconds_per_step : NaN,
-    losses: state.losses ?? [],
-    images: state.validation?.images ?? [],
-    imagesStep: state.validation?.step ?? 0,
+    gradNorm: state.grad_norm ?? NaN,
+    memory: state.peak_memory_gib ?? NaN,
+    memoryPlan: state.memory_plan ?? "",
+    curves: {
+      loss: state.losses ?? [],
+      learningRate: state.curves?.learning_rate ?? [],
+      gradNorm: state.curves?.grad_norm ?? [],
+      memory: state.curves?.peak_memory_gib ?? [],
+    },
+    lossByBin: state.loss_by_bin ?? {},
+    validations: state.validations ?? [],
   };
 }
 
@@ -50,8 +62,13 @@ export function viewAfterEvent(view, kind, detail) {
 
 const EVENTS = {
   progress(view, detail) {
-    // A resumed run repeats the steps after its last checkpoint.
-    const earlier = view.losses.filter((point) => point[0] < detail.step);
+    const values = {
+      loss: detail.loss,
+      learningRate: detail.learning_rate,
+      gradNorm: detail.grad_norm,
+      memory: detail.peak_memory_gib,
+    };
+    const curves = Object.entries(view.curves).map(([name, points]) => [name, addPoint(points, detail.step, values[name])]);
     return {
       ...view,
       status: "running",
@@ -59,18 +76,21 @@ const EVENTS = {
       notice: noticeOf(view),
       step: detail.step,
       total: detail.total,
-      loss: detail.loss,
-      learningRate: detail.learning_rate,
+      ...values,
+      memoryPlan: detail.memory_plan ?? view.memoryPlan,
       secondsPerStep: detail.seconds_per_step,
       etaSeconds: detail.eta_seconds,
-      losses: thinOut([...earlier, [detail.step, detail.loss]]),
+      curves: Object.fromEntries(curves),
+      lossByBin: addLosses(view.lossByBin, detail.loss_by_bin ?? {}),
     };
   },
   notice(view, detail) {
     return { ...view, status: "running", message: "", notice: { level: detail.level, message: detail.message } };
   },
   validation(view, detail) {
-    return { ...view, images: detail.images, imagesStep: detail.step };
+    const { step, images, prompts } = detail;
+    const others = view.validations.filter((validation) => validation.step < step);
+    return { ...view, validations: [...others, { step, images, prompts }] };
   },
   finished(view, detail) {
     return { ...view, status: "finished", step: detail.step, total: Math.max(view.total, detail.step), etaSeconds: NaN };
@@ -83,6 +103,20 @@ const EVENTS = {
 /** What a tracker or the hub said in this run; a run that starts anew has heard nothing yet. */
 function noticeOf(view) {
   return view.status === "running" ? view.notice : NO_NOTICE;
+}
+
+/** A curve with one more point. A resumed run repeats the steps after its last checkpoint. */
+function addPoint(points, step, value) {
+  return thinOut([...points.filter((point) => point[0] < step), [step, value]]);
+}
+
+/** The mean loss of each noise level, moved towards that of a new step. */
+function addLosses(means, losses) {
+  const moved = Object.entries(losses).map(([bin, loss]) => {
+    const mean = means[bin];
+    return [bin, mean === undefined ? loss : mean + BIN_WEIGHT * (loss - mean)];
+  });
+  return { ...means, ...Object.fromEntries(moved) };
 }
 
 /** Every second point, once there are too many to draw. */

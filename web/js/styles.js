@@ -6,6 +6,29 @@ const CSS = `
   background: var(--comfy-input-bg, #222); border: 1px solid var(--border-color, #444); border-radius: 6px; }
 .lumina2-status { font-weight: 600; flex: none; }
 .lumina2-message:empty, .lumina2-caption:empty, .lumina2-gallery:empty { display: none; }
+.lumina2-progress [hidden] { display: none; }
+.lumina2-tabs { display: flex; gap: 2px; flex: none; }
+.lumina2-tab { flex: 0 1 auto; padding: 1px 6px; font: inherit; font-size: 11px; cursor: pointer; background: none;
+  color: var(--descrip-text, #999); border: 0; border-bottom: 2px solid transparent; white-space: nowrap; overflow: hidden;
+  text-overflow: ellipsis; }
+.lumina2-tab[aria-selected="true"] { color: inherit; border-color: var(--p-primary-color, #4a90d9); }
+.lumina2-bars { position: relative; height: 80px; display: flex; align-items: flex-end; gap: 2px; }
+.lumina2-noise-bar { flex: 1; min-width: 0; background: var(--p-primary-color, #4a90d9); opacity: 0.8; }
+.lumina2-bars span { position: absolute; top: 0; font-size: 10px; color: var(--descrip-text, #999); right: 2px; }
+.lumina2-bars span[data-side="left"] { top: auto; bottom: 0; left: 2px; right: auto; }
+.lumina2-bars span[data-side="right"] { top: auto; bottom: 0; }
+.lumina2-validations { display: flex; flex-direction: column; gap: 3px; flex: 1 0 auto; min-height: 96px; }
+.lumina2-slider { width: 100%; margin: 0; flex: none; accent-color: var(--p-primary-color, #4a90d9); }
+.lumina2-picture-button { display: flex; min-height: 0; min-width: 0; padding: 0; border: 0; background: none;
+  cursor: zoom-in; }
+.lumina2-viewer { max-width: 92vw; max-height: 94vh; padding: 12px; border-radius: 8px; overflow: auto;
+  font: 13px/1.4 sans-serif; color: var(--input-text, #ddd); background: var(--comfy-menu-bg, #222);
+  border: 1px solid var(--border-color, #444); }
+.lumina2-viewer::backdrop { background: rgb(0 0 0 / 70%); }
+.lumina2-viewer-frame { position: relative; display: grid; justify-content: center; }
+.lumina2-viewer-frame img { grid-area: 1 / 1; width: min(86vw, 74vh); height: min(86vw, 74vh); object-fit: contain; }
+.lumina2-viewer-swipe { display: flex; gap: 8px; align-items: center; margin: 8px 0; white-space: nowrap; }
+.lumina2-viewer-prompt { margin: 8px 0; max-width: 86vw; overflow-wrap: anywhere; user-select: text; }
 .lumina2-message { color: var(--error-text, #f66); overflow-wrap: anywhere; }
 .lumina2-message[data-level="info"] { color: inherit; }
 .lumina2-bar { height: 6px; flex: none; border-radius: 3px; background: var(--border-color, #444); overflow: hidden; }
@@ -19,6 +42,7 @@ const CSS = `
 .lumina2-curve-steps { stroke-width: 1px; opacity: 0.35; }
 .lumina2-curve-mean { stroke-width: 2px; }
 .lumina2-facts { display: grid; grid-template-columns: auto 1fr auto 1fr; gap: 2px 8px; flex: none; }
+.lumina2-progress :focus-visible, .lumina2-viewer :focus-visible { outline: 2px solid var(--p-primary-color, #4a90d9); }
 .lumina2-label, .lumina2-caption { color: var(--descrip-text, #999); }
 .lumina2-value { font-variant-numeric: tabular-nums; }
 .lumina2-gallery { display: grid; grid-auto-rows: minmax(64px, 1fr); gap: 4px; flex: 1 0 72px; min-height: 72px; }

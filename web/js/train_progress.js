@@ -9,7 +9,7 @@ import { addStyles } from "./styles.js";
 
 const NODE_TYPES = ["Lumina2TrainLoRA", "Lumina2TrainFull"];
 const EVENT_KINDS = ["progress", "validation", "checkpoint", "finished", "failed", "notice"];
-const HEIGHT = 300;
+const HEIGHT = 380;
 const NODE_WIDTH = 360;
 
 /** One widget on one node. */

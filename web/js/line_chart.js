@@ -1,4 +1,4 @@
-// The loss over the steps, as an SVG that fills its box, with the largest and smallest value beside it.
+// Numbers over the steps, as an SVG that fills its box, with the largest and smallest value beside it.
 
 import { formatNumber } from "./format.js";
 
@@ -7,9 +7,10 @@ const WIDTH = 300;
 const HEIGHT = 90;
 const SMOOTHING = 0.9;
 
-/** A thin line for each step's loss and a thick one for its running mean. */
-export class LossCurve {
-  constructor() {
+/** A line for each step's value; a smoothed chart has a thick one for the running mean, too. */
+export class LineChart {
+  constructor({ isSmoothed = false } = {}) {
+    this.isSmoothed = isSmoothed;
     this.element = document.createElement("div");
     this.element.className = "lumina2-curve";
     this.svg = document.createElementNS(SVG, "svg");
@@ -19,8 +20,8 @@ export class LossCurve {
     this.highest = document.createElement("span");
     this.lowest = document.createElement("span");
     this.element.append(this.svg, this.highest, this.lowest);
-    this.steps = this.#addLine("lumina2-curve-steps");
-    this.mean = this.#addLine("lumina2-curve-mean");
+    this.steps = this.#addLine(isSmoothed ? "lumina2-curve-steps" : "lumina2-curve-mean");
+    this.mean = isSmoothed ? this.#addLine("lumina2-curve-mean") : null;
   }
 
   #addLine(className) {
@@ -33,26 +34,26 @@ export class LossCurve {
 
   /**
    * Draw the curve.
-   * @param {[number, number][]} points Step and loss, in the order of the steps.
+   * @param {[number, number][]} points Step and value, in the order of the steps.
    * @param {number} total Steps of the run: the right edge.
    * @param {string} label What a screen reader says.
    */
   draw(points, total, label) {
     this.svg.setAttribute("aria-label", label);
-    const losses = points.map((point) => point[1]);
-    const low = Math.min(...losses);
-    const high = Math.max(...losses);
+    const values = points.map((point) => point[1]);
+    const low = Math.min(...values);
+    const high = Math.max(...values);
     const range = high - low || 1;
     this.highest.textContent = formatNumber(high);
-    this.lowest.textContent = formatNumber(low);
+    this.lowest.textContent = low === high ? "" : formatNumber(low);
     const right = Math.max(total, points.length ? points[points.length - 1][0] : 1, 2);
-    const place = (step, loss) => {
+    const place = ([step, value]) => {
       const x = ((step - 1) / (right - 1)) * WIDTH;
-      const y = HEIGHT - 4 - ((loss - low) / range) * (HEIGHT - 8);
+      const y = HEIGHT - 4 - ((value - low) / range) * (HEIGHT - 8);
       return `${x.toFixed(1)},${y.toFixed(1)}`;
     };
-    this.steps.setAttribute("points", points.map(([step, loss]) => place(step, loss)).join(" "));
-    this.mean.setAttribute("points", runningMean(points).map(([step, loss]) => place(step, loss)).join(" "));
+    this.steps.setAttribute("points", points.map(place).join(" "));
+    this.mean?.setAttribute("points", runningMean(points).map(place).join(" "));
   }
 }
 
@@ -60,8 +61,8 @@ export class LossCurve {
 export function runningMean(points) {
   let sum = 0;
   let weight = 0;
-  return points.map(([step, loss]) => {
-    sum = SMOOTHING * sum + (1 - SMOOTHING) * loss;
+  return points.map(([step, value]) => {
+    sum = SMOOTHING * sum + (1 - SMOOTHING) * value;
     weight = SMOOTHING * weight + (1 - SMOOTHING);
     return [step, sum / weight];
   });
