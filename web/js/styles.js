@@ -12,7 +12,7 @@ const CSS = `
   color: var(--descrip-text, #999); border: 0; border-bottom: 2px solid transparent; white-space: nowrap; overflow: hidden;
   text-overflow: ellipsis; }
 .lumina2-tab[aria-selected="true"] { color: inherit; border-color: var(--p-primary-color, #4a90d9); }
-.lumina2-bars { position: relative; height: 80px; display: flex; align-items: flex-end; gap: 2px; }
+.lumina2-bars { position: relative; box-sizing: border-box; height: 80px; padding-bottom: 13px; display: flex; align-items: flex-end; gap: 2px; }
 .lumina2-noise-bar { flex: 1; min-width: 0; background: var(--p-primary-color, #4a90d9); opacity: 0.8; }
 .lumina2-bars span { position: absolute; top: 0; font-size: 10px; color: var(--descrip-text, #999); right: 2px; }
 .lumina2-bars span[data-side="left"] { top: auto; bottom: 0; left: 2px; right: auto; }
@@ -28,6 +28,7 @@ const CSS = `
 .lumina2-viewer-frame { position: relative; display: grid; justify-content: center; }
 .lumina2-viewer-frame img { grid-area: 1 / 1; width: min(86vw, 74vh); height: min(86vw, 74vh); object-fit: contain; }
 .lumina2-viewer-swipe { display: flex; gap: 8px; align-items: center; margin: 8px 0; white-space: nowrap; }
+.lumina2-viewer-swipe .lumina2-slider { flex: 1; width: auto; min-width: 0; }
 .lumina2-viewer-prompt { margin: 8px 0; max-width: 86vw; overflow-wrap: anywhere; user-select: text; }
 .lumina2-message { color: var(--error-text, #f66); overflow-wrap: anywhere; }
 .lumina2-message[data-level="info"] { color: inherit; }
