@@ -31,9 +31,13 @@ def _build_widget(field: SettingField, choices: Sequence[str]) -> io.Input:
         "tooltip": field.docstring,
         "optional": field.is_optional,
     }
-    if choices:
-        return io.Combo.Input(options=list(choices), **shared)
-    return WIDGETS[type(field.default)](field, shared)
+    is_combo = bool(choices)
+    widget = (
+        io.Combo.Input(options=list(choices), **shared) if is_combo else WIDGETS[type(field.default)](field, shared)
+    )
+    if field.is_advanced:  # no argument in ComfyUI 0.3, whose frontend shows these widgets like the others
+        widget.extra_dict["advanced"] = True
+    return widget
 
 
 def _int_widget(field: SettingField, shared: dict) -> io.Input:

@@ -24,6 +24,7 @@ def setting(
     choices: Iterable[str] | Callable[[], Iterable[str]] = (),
     multiline: bool = False,
     is_optional: bool = False,
+    is_advanced: bool = False,
 ) -> Any:
     """A dataclass field that a node shows as a widget.
 
@@ -35,9 +36,11 @@ def setting(
         choices: Allowed strings: the keys of a registry, or a function that gives them.
         multiline: A text box instead of one line.
         is_optional: Prompts may lack it, because an earlier version of the node did not have it.
+        is_advanced: Few need it: the canvas shows it on request only.
     """
+    flags = {"is_optional": is_optional, "is_advanced": is_advanced}
     limits = {"minimum": minimum, "maximum": maximum, "step": step, "choices": choices, "multiline": multiline}
-    return dataclasses.field(default=default, metadata={**limits, "is_optional": is_optional})
+    return dataclasses.field(default=default, metadata={**limits, **flags})
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -53,6 +56,7 @@ class SettingField:
     choices: tuple[str, ...]
     multiline: bool
     is_optional: bool
+    is_advanced: bool
 
 
 @functools.cache

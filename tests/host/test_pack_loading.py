@@ -70,6 +70,18 @@ def test_every_input_and_output_has_a_tooltip_and_every_node_a_description(nodes
                 assert options["tooltip"], f"{name}.{input_id}"
 
 
+def test_rarely_used_inputs_are_marked_as_advanced(nodes: dict) -> None:
+    for name, step in NODE_STEPS.items():
+        inputs = {**nodes[name]["input"].get("required", {}), **nodes[name]["input"].get("optional", {})}
+        marked = {field.name for field in describe_settings(step.settings) if field.is_advanced}
+        assert {field for field, (_, options) in inputs.items() if options.get("advanced")} == marked
+    assert "crop_style" in marked_of(nodes["Lumina2DatasetFolder"])
+
+
+def marked_of(node: dict) -> set[str]:
+    return {field for field, (_, options) in node["input"]["optional"].items() if options.get("advanced")}
+
+
 def test_seeds_stay_as_they_are_after_queueing(nodes: dict) -> None:
     assert nodes["Lumina2TrainLoRA"]["input"]["required"]["seed"][1]["control_after_generate"] is False
 

@@ -41,11 +41,11 @@ class LoRASettings:
     init: str = setting("default", choices=LORA_INITS, is_optional=True)
     """Initial values. "default" and "gaussian" are random; "pissa" starts from the main directions of each weight,
     which learns faster, and "olora" from an orthogonal basis of it. With these two the file is twice the rank."""
-    use_rslora: bool = setting(False, is_optional=True)
+    use_rslora: bool = setting(False, is_optional=True, is_advanced=True)
     """Scale by alpha / sqrt(rank) instead of alpha / rank (rsLoRA), so that high ranks learn as fast as low ones."""
     use_dora: bool = setting(False, is_optional=True)
     """Learn the length of each row of the weight apart from its direction (DoRA): closer to full training, slower."""
-    overrides: str = setting("", multiline=True, is_optional=True)
+    overrides: str = setting("", multiline=True, is_optional=True, is_advanced=True)
     """Another rank or alpha for some layers: a line for each group, a regular expression over whole module names and
     then the numbers, such as `.*feed_forward.* rank=8 alpha=4`. The first line that matches counts."""
     start_from: str = setting("", is_optional=True)

@@ -40,23 +40,23 @@ class LyCORISSettings:
     """Size of the smaller factor of lokr: larger makes smaller files. -1 makes both factors about equal."""
     full_matrix: bool = setting(True)
     """Keep the larger factor of lokr whole; rank and alpha of Train LoRA then play no role."""
-    decompose_both: bool = setting(False)
+    decompose_both: bool = setting(False, is_advanced=True)
     """Split the smaller factor of lokr by rank too."""
-    block_size: int = setting(4, minimum=1, maximum=512)
+    block_size: int = setting(4, minimum=1, maximum=512, is_advanced=True)
     """Ranks that dylora adds at once; must divide the rank."""
-    constraint: float = setting(0.0, minimum=0.0, maximum=100.0, step=0.0001)
+    constraint: float = setting(0.0, minimum=0.0, maximum=100.0, step=0.0001, is_advanced=True)
     """Limit of what diag-oft and boft turn, as a share of the number of outputs; 0 for none."""
-    rescaled: bool = setting(False)
+    rescaled: bool = setting(False, is_advanced=True)
     """Let boft also learn the length of each row."""
     weight_decompose: bool = setting(False)
     """Learn the length of each row of the weight apart from its direction (DoRA), for lokr, loha and locon."""
     dropout: float = setting(0.0, minimum=0.0, maximum=0.99, step=0.05)
     """Share of the adapter's outputs set to zero in training; a little can slow overfitting."""
-    rank_dropout: float = setting(0.0, minimum=0.0, maximum=0.99, step=0.05)
+    rank_dropout: float = setting(0.0, minimum=0.0, maximum=0.99, step=0.05, is_advanced=True)
     """Share of the rows of the update that is left out in each step, the same for every token."""
-    module_dropout: float = setting(0.0, minimum=0.0, maximum=0.99, step=0.05)
+    module_dropout: float = setting(0.0, minimum=0.0, maximum=0.99, step=0.05, is_advanced=True)
     """Share of the layers whose adapter is left out in each step."""
-    overrides: str = setting("", multiline=True)
+    overrides: str = setting("", multiline=True, is_advanced=True)
     """Other numbers for some layers: a line for each group, a regular expression over whole module names and then
     rank, alpha or factor, such as `.*feed_forward.* factor=8`. The first line that matches counts."""
 

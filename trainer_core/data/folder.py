@@ -53,53 +53,59 @@ class DatasetFolderSettings:
     metadata_file: str = setting("", is_optional=True)
     """The table when caption_source is "jsonl", "csv" or "parquet": a path inside the folder, or an absolute path
     inside an allowed folder. Empty takes the folder's only file of that ending."""
-    file_column: str = setting("file_name", is_optional=True)
+    file_column: str = setting("file_name", is_optional=True, is_advanced=True)
     """Column of the table with the picture's path inside the folder, with or without its ending."""
-    caption_column: str = setting("caption", is_optional=True)
+    caption_column: str = setting("caption", is_optional=True, is_advanced=True)
     """Column of the table with the caption: a text, or in jsonl and parquet a list of texts, one of which is drawn
     each time."""
-    fallback_caption_column: str = setting("", is_optional=True)
+    fallback_caption_column: str = setting("", is_optional=True, is_advanced=True)
     """Column of the table that is read where caption_column is empty."""
-    caption_lines: str = setting("join", choices=CAPTION_LINES, is_optional=True)
+    caption_lines: str = setting("join", choices=CAPTION_LINES, is_optional=True, is_advanced=True)
     """What the lines of a caption are: "join" makes them one caption; "one_each" makes each line a caption of its own.
     All are cached, and one is drawn each time the picture is trained on."""
-    num_tag_shuffles: int = setting(0, minimum=0, maximum=64, is_optional=True)
+    num_tag_shuffles: int = setting(0, minimum=0, maximum=64, is_optional=True, is_advanced=True)
     """Shuffled orders of each caption's tags, cached beside the caption as it is written; one is drawn each time. Each
     takes as long to encode as a caption, and half a MB for 100 tokens. 0 keeps the order."""
-    num_tags_kept: int = setting(1, minimum=0, maximum=64, is_optional=True)
+    num_tags_kept: int = setting(1, minimum=0, maximum=64, is_optional=True, is_advanced=True)
     """Tags at the beginning of a caption that are never shuffled; trigger words always stay in front."""
-    tag_separator: str = setting(",", is_optional=True)
+    tag_separator: str = setting(",", is_optional=True, is_advanced=True)
     """What stands between two tags."""
-    crop_style: str = setting("center", choices=CROP_STYLES, is_optional=True)
+    crop_style: str = setting("center", choices=CROP_STYLES, is_optional=True, is_advanced=True)
     """Which part of a picture is kept where something is cropped: the "center", the upper left "corner", or a "random"
     one, for each picture always the same."""
-    num_crops: int = setting(1, minimum=1, maximum=64, is_optional=True)
+    num_crops: int = setting(1, minimum=1, maximum=64, is_optional=True, is_advanced=True)
     """Random crops of each picture that are cached when crop_style is "random"; one is drawn each time the picture is
     trained on. Each takes as long to encode as a picture, and half a MB at 1024 x 1024."""
-    aspect_ratios: str = setting("1:1, 4:3, 3:4, 3:2, 2:3, 16:9, 9:16", is_optional=True)
+    aspect_ratios: str = setting("1:1, 4:3, 3:4, 3:2, 2:3, 16:9, 9:16", is_optional=True, is_advanced=True)
     """Ratios of width to height that aspect "closest" and "random" choose from; one that is listed twice is chosen
     twice as often."""
-    resolution_type: str = setting("pixel_area", choices=RESOLUTION_TYPES, is_optional=True)
+    resolution_type: str = setting("pixel_area", choices=RESOLUTION_TYPES, is_optional=True, is_advanced=True)
     """"pixel_area": resolution is the side of a square of the wanted area; "pixel": it is the picture's short side;
     "area": megapixels below is used in its place. Minimum, maximum and target size have the same unit."""
-    megapixels: float = setting(1.0, minimum=0.01, maximum=16.0, step=0.01, is_optional=True)
+    megapixels: float = setting(1.0, minimum=0.01, maximum=16.0, step=0.01, is_optional=True, is_advanced=True)
     """Area of every picture when resolution_type is "area"; 1 is 1024 x 1024. Rounded to a square of a multiple of 64.
     """
     more_resolutions: str = setting("", is_optional=True)
     """Further resolutions at which every picture is trained too, such as "512, 768", in the unit of resolution_type.
     Each is cached and counts as a folder of its own."""
-    minimum_image_size: float = setting(0.0, minimum=0.0, maximum=16384.0, step=0.01, is_optional=True)
+    minimum_image_size: float = setting(
+        0.0, minimum=0.0, maximum=16384.0, step=0.01, is_optional=True, is_advanced=True
+    )
     """Pictures smaller than this are left out and listed in the report; 0 uses all. Unit: resolution_type."""
-    maximum_image_size: float = setting(0.0, minimum=0.0, maximum=16384.0, step=0.01, is_optional=True)
+    maximum_image_size: float = setting(
+        0.0, minimum=0.0, maximum=16384.0, step=0.01, is_optional=True, is_advanced=True
+    )
     """Pictures larger than this are first scaled to target_downsample_size, and the crop is cut from that; 0 scales
     every picture so that as much of it as possible is kept. Unit: resolution_type."""
-    target_downsample_size: float = setting(0.0, minimum=0.0, maximum=16384.0, step=0.01, is_optional=True)
+    target_downsample_size: float = setting(
+        0.0, minimum=0.0, maximum=16384.0, step=0.01, is_optional=True, is_advanced=True
+    )
     """Size of pictures beyond maximum_image_size before they are cropped. Equal to the resolution it changes nothing;
     larger, the crop is a detail. Unit: resolution_type."""
-    probability: float = setting(1.0, minimum=1e-6, maximum=1000.0, step=0.01, is_optional=True)
+    probability: float = setting(1.0, minimum=1e-6, maximum=1000.0, step=0.01, is_optional=True, is_advanced=True)
     """How often this folder is drawn beside other folders, relative to their probability; see sampling. Equal for all
     folders it changes nothing."""
-    sampling: str = setting("auto", choices=SAMPLINGS, is_optional=True)
+    sampling: str = setting("auto", choices=SAMPLINGS, is_optional=True, is_advanced=True)
     """How folders are mixed, the same for all of them: "auto" weighs each by its number of pictures, repeats and
     probability; "uniform" by its probability alone, however many pictures it has."""
     is_regularisation: bool = setting(False, is_optional=True)

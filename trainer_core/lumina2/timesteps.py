@@ -106,30 +106,32 @@ class NoiseSettings:
     static_shift: float = setting(3.158, minimum=0.01, maximum=100.0, step=0.001)
     """The shift when shift_mode is "static". 6.0 belongs to sampling, not to training."""
 
-    logit_scale: float = setting(1.0, minimum=0.01, maximum=10.0, step=0.05, is_optional=True)
+    logit_scale: float = setting(1.0, minimum=0.01, maximum=10.0, step=0.05, is_optional=True, is_advanced=True)
     """Spread of "logit_normal": less stays nearer to the middle."""
-    logit_offset: float = setting(0.0, minimum=-10.0, maximum=10.0, step=0.05, is_optional=True)
+    logit_offset: float = setting(0.0, minimum=-10.0, maximum=10.0, step=0.05, is_optional=True, is_advanced=True)
     """Moves "logit_normal" towards noise, or below 0 towards the picture."""
-    beta_alpha: float = setting(2.0, minimum=0.05, maximum=100.0, step=0.1, is_optional=True)
+    beta_alpha: float = setting(2.0, minimum=0.05, maximum=100.0, step=0.1, is_optional=True, is_advanced=True)
     """First number of "beta": more moves it towards noise."""
-    beta_beta: float = setting(2.0, minimum=0.05, maximum=100.0, step=0.1, is_optional=True)
+    beta_beta: float = setting(2.0, minimum=0.05, maximum=100.0, step=0.1, is_optional=True, is_advanced=True)
     """Second number of "beta": more moves it towards the picture."""
-    custom_sigmas: str = setting("", is_optional=True)
+    custom_sigmas: str = setting("", is_optional=True, is_advanced=True)
     """Noise levels of "custom", from 0 (picture) to 1 (pure noise), with commas or spaces between."""
     loss: str = setting("l2", choices=LOSSES, is_optional=True)
     """How errors count: "l2" squared, as Lumina2 was trained; "huber" and "smooth_l1" count large errors less, for
     pictures with faults."""
-    loss_delta: float = setting(0.1, minimum=0.0001, maximum=100.0, step=0.01, is_optional=True)
+    loss_delta: float = setting(0.1, minimum=0.0001, maximum=100.0, step=0.01, is_optional=True, is_advanced=True)
     """Error from which on "huber" and "smooth_l1" count it straight instead of squared."""
-    loss_delta_schedule: str = setting("constant", choices=DELTA_SCHEDULES, is_optional=True)
+    loss_delta_schedule: str = setting("constant", choices=DELTA_SCHEDULES, is_optional=True, is_advanced=True)
     """loss_delta at each noise level: "constant", "exponential" falls to it from 1 towards noise, "snr" from 1 towards
     the picture."""
-    input_perturbation: float = setting(0.0, minimum=0.0, maximum=1.0, step=0.01, is_optional=True)
+    input_perturbation: float = setting(0.0, minimum=0.0, maximum=1.0, step=0.01, is_optional=True, is_advanced=True)
     """Size of more noise that the network is shown but not asked for, against overfitting (arXiv:2301.11706); 0.1 is
     its authors' choice, 0 is none."""
-    input_perturbation_steps: int = setting(0, minimum=0, maximum=10000000, is_optional=True)
+    input_perturbation_steps: int = setting(0, minimum=0, maximum=10000000, is_optional=True, is_advanced=True)
     """Optimizer steps over which input_perturbation falls to nothing; 0 keeps it."""
-    low_resolution_weight: float = setting(0.0, minimum=0.0, maximum=100.0, step=0.1, is_optional=True)
+    low_resolution_weight: float = setting(
+        0.0, minimum=0.0, maximum=100.0, step=0.1, is_optional=True, is_advanced=True
+    )
     """Weight of a second loss on the latents at a quarter of the size, with the same caption, as in Lumina2's own
     training (1); 0 leaves it out. It adds a sixteenth of the picture's tokens, and its caption, to the work."""
 
