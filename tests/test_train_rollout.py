@@ -113,7 +113,7 @@ def test_full_training_rolls_too(fresh: Setup, caplog: pytest.LogCaptureFixture)
         result = train_full(fresh, replace(TRAIN_FULL, steps=3), rollout=OFTEN)
     records = log_of(str(Path(result.model.base_path).parents[1]))
     assert len(result.losses) == 3 and sum(record["num_rolled"] for record in records) > 0
-    assert "rollout: 1 more forward passes" in caplog.text
+    assert "rollout: 1 more forward pass for" in caplog.text
 
 
 def test_regularisation_samples_keep_the_bases_answer_to_their_own_input(tmp_path: Path) -> None:

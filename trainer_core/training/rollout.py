@@ -152,15 +152,20 @@ def with_rollout(
 
 def roll(transformer: Lumina2Transformer, rolled: RolledSamples, settings: RolloutSettings) -> Tensor:
     """The rolled samples at the end of their path, [T, C] float32 with padding as in `rolled.start`."""
-    sample_index_T = rolled.start.layout.image.sample_index
+    image = rolled.start.layout.image
+    is_padding_T = image.segments.is_padding_S
 
     def velocity(x_TC: Tensor, timesteps_B: Tensor) -> Tensor:
         return predict_velocity(transformer, dataclasses.replace(rolled.start, noisy_TC=x_TC, timesteps_B=timesteps_B))
 
+    def by_token(sizes_B: Tensor) -> Tensor:  # padding stays zero: nobody knows where it would go
+        sizes_T = sizes_B[image.sample_index]
+        return (sizes_T if is_padding_T is None else sizes_T.masked_fill(is_padding_T, 0))[:, None]
+
     step = ROLLOUT_SAMPLERS[settings.sampler].step
     x_TC = rolled.start.noisy_TC
     for timesteps_B, sizes_B in zip(rolled.path.timesteps_NB, rolled.path.sizes_NB, strict=True):
-        x_TC = step(velocity, x_TC, timesteps_B, sizes_B, sizes_B[sample_index_T][:, None])
+        x_TC = step(velocity, x_TC, timesteps_B, sizes_B, by_token(sizes_B))
     return x_TC
 
 

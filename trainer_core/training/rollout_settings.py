@@ -149,9 +149,7 @@ class RolloutSettings:
     @property
     def sentence(self) -> str:
         """What it costs, for the log."""
-        passes = self.num_steps(self.max_step_offset) * ROLLOUT_SAMPLERS[self.sampler].passes_per_step
-        most = "up to " if ROLLOUT_SAMPLERS[self.sampler].has_unit_steps else ""
-        return (
-            f"rollout: {most}{passes + self.use_reflexflow} more forward passes for the rolled samples of a batch,"
-            " without gradients and outside of CUDA graphs"
-        )
+        sampler = ROLLOUT_SAMPLERS[self.sampler]
+        count = self.num_steps(self.max_step_offset) * sampler.passes_per_step + self.use_reflexflow
+        passes = f"{'up to ' if sampler.has_unit_steps else ''}{count} more forward pass{'es' if count > 1 else ''}"
+        return f"rollout: {passes} for the rolled samples of a batch, without gradients and outside of CUDA graphs"
