@@ -44,6 +44,7 @@ class Lumina2TrainerExtension(ComfyExtension):
             settings_nodes.NoiseSchedule,
             settings_nodes.ValidationPrompts,
             settings_nodes.Checkpoints,
+            settings_nodes.Rollout,
             publish_nodes.Tracking,
             publish_nodes.HubUpload,
         ]

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..trainer_core.adapters.lora import LoRASettings as LoRASettingsValues
 from ..trainer_core.adapters.lycoris_settings import LyCORISSettings as LyCORISSettingsValues
 from ..trainer_core.lumina2.timesteps import NoiseSettings
+from ..trainer_core.training.rollout_settings import RolloutSettings
 from ..trainer_core.training.settings import CheckpointSettings
 from ..trainer_core.training.settings import OptimizerSettings as OptimizerSettingsValues
 from ..trainer_core.validation.settings import ValidationSettings
@@ -168,3 +169,26 @@ class Checkpoints(io.ComfyNode):
     def execute(cls, **widgets: Any) -> io.NodeOutput:
         with host.readable_errors():
             return io.NodeOutput(CheckpointSettings(**widgets))
+
+
+class Rollout(io.ComfyNode):
+    """Settings of scheduled sampling."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Lumina2Rollout",
+            display_name="Rollout (Lumina2)",
+            category=CATEGORY,
+            description=(
+                "Scheduled sampling: some pictures are shown as the model itself leaves them on the way from noise, so"
+                " that it learns to go on from its own errors. Slower. For a Train node."
+            ),
+            inputs=build_widgets(RolloutSettings),
+            outputs=[sockets.Rollout.Output(display_name="rollout", tooltip="For rollout of a Train node.")],
+        )
+
+    @classmethod
+    def execute(cls, **widgets: Any) -> io.NodeOutput:
+        with host.readable_errors():
+            return io.NodeOutput(RolloutSettings(**widgets))

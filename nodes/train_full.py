@@ -59,6 +59,7 @@ class TrainFullModel(io.ComfyNode):
         checkpoints: Any = None,
         tracking: Any = None,
         hub: Any = None,
+        rollout: Any = None,
         **widgets: Any,
     ) -> io.NodeOutput:
         with host.running_step(cls.hidden) as context:
@@ -74,6 +75,7 @@ class TrainFullModel(io.ComfyNode):
                 checkpoints=checkpoints,
                 tracking=tracking,
                 hub=hub,
+                rollout=rollout,
                 context=context,
             )
             host.watch_run(settings.run_name, result.model.base_path)

@@ -70,6 +70,7 @@ class TrainLoRA(io.ComfyNode):
         checkpoints: Any = None,
         tracking: Any = None,
         hub: Any = None,
+        rollout: Any = None,
         **widgets: Any,
     ) -> io.NodeOutput:
         with host.running_step(cls.hidden) as context:
@@ -86,6 +87,7 @@ class TrainLoRA(io.ComfyNode):
                 checkpoints=checkpoints,
                 tracking=tracking,
                 hub=hub,
+                rollout=rollout,
                 context=context,
             )
             host.watch_run(settings.run_name, result.adapter.path)

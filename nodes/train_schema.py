@@ -37,6 +37,9 @@ def settings_inputs() -> list[io.Input]:
             "tracking", optional=True, tooltip="From Tracking: where losses and pictures go besides the run folder."
         ),
         sockets.Hub.Input("hub", optional=True, tooltip="From Hub Upload: the repository the result is sent to."),
+        sockets.Rollout.Input(
+            "rollout", optional=True, tooltip="From Rollout: which samples come from the model itself."
+        ),
     ]
 
 

@@ -14,6 +14,7 @@ from .settings import check_file_name, check_settings, setting
 from .training.memory_setting import parse_memory
 from .training.optimizer_checks import check_optimizer
 from .training.optimizers import OPTIMIZERS
+from .training.rollout_settings import RolloutSettings
 from .training.settings import CheckpointSettings, OptimizerSettings
 from .validation.settings import ValidationSettings
 
@@ -112,12 +113,19 @@ class TrainJob:
     checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
     tracking: TrackingSettings | None = None
     hub: HubSettings | None = None
+    rollout: RolloutSettings | None = None
+    """Which samples come from the model itself; None is none."""
 
     def __post_init__(self) -> None:
         if self.optimizer.num_warmup_steps >= self.train.steps:
             raise TrainerError(
                 f"num_warmup_steps is {self.optimizer.num_warmup_steps} but the run has only {self.train.steps} steps:"
                 " lower the warm-up or raise steps"
+            )
+        if self.rollout is not None and self.rollout.start_step > self.train.steps:
+            raise TrainerError(
+                f"start_step of Rollout is {self.rollout.start_step} but the run has only {self.train.steps} steps:"
+                " lower it, or disconnect Rollout"
             )
         if self.hub and self.hub.push == AT_CHECKPOINTS and not self.checkpoints.checkpoint_step_interval:
             raise TrainerError(

@@ -20,7 +20,7 @@ IDENTITY_EXCLUDES = frozenset({"run_name", "gradient_checkpointing", "memory", "
 
 
 def fingerprint_job(job: TrainJob) -> str:
-    """Identifies what is learned: base, data, adapter, optimizer, noise.
+    """Identifies what is learned: base, data, adapter, optimizer, noise, rollout.
 
     How a run is watched is left out (validation, checkpoints, recomputation, tracking, hub), so that changing it
     resumes the run.
@@ -32,6 +32,7 @@ def fingerprint_job(job: TrainJob) -> str:
         "adapter": None if job.adapter is None else _adapter_identity(job.adapter),
         "optimizer": _identity_of(job.optimizer),
         "noise": dataclasses.asdict(job.noise),
+        **({} if job.rollout is None else {"rollout": dataclasses.asdict(job.rollout)}),  # not in older versions
         "ema": [job.checkpoints.ema_decay, job.checkpoints.ema_step_interval] if job.checkpoints.use_ema else None,
     }
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()

@@ -15,6 +15,7 @@ from .job import TrainFullSettings, TrainLoRASettings
 from .lumina2.model_files import LoadSettings
 from .lumina2.timesteps import NoiseSettings
 from .publish.settings import HubSettings, TrackingSettings
+from .training.rollout_settings import RolloutSettings
 from .training.settings import CheckpointSettings, OptimizerSettings
 from .validation.settings import ValidateSettings, ValidationSettings
 
@@ -63,6 +64,7 @@ NODE_STEPS: dict[str, NodeStep] = {
             "checkpoints",
             "tracking",
             "hub",
+            "rollout",
         ),
         outputs=("adapter", None, None, None),
     ),
@@ -79,6 +81,7 @@ NODE_STEPS: dict[str, NodeStep] = {
             "checkpoints",
             "tracking",
             "hub",
+            "rollout",
         ),
         outputs=("model", None, None),
     ),
@@ -100,6 +103,7 @@ NODE_STEPS: dict[str, NodeStep] = {
     "Lumina2NoiseSchedule": NodeStep(settings=NoiseSettings),
     "Lumina2ValidationPrompts": NodeStep(settings=ValidationSettings),
     "Lumina2Checkpoints": NodeStep(settings=CheckpointSettings),
+    "Lumina2Rollout": NodeStep(settings=RolloutSettings),
     "Lumina2Tracking": NodeStep(settings=TrackingSettings),
     "Lumina2HubUpload": NodeStep(settings=HubSettings),
 }

@@ -13,7 +13,7 @@ from .job import TrainJob
 from .publish.model_card import CardDataset
 from .validation.settings import SamplerSettings
 
-SHARED_PARTS = ("train", "adapter", "optimizer", "noise")
+SHARED_PARTS = ("train", "adapter", "optimizer", "noise", "rollout")
 """Parts of a job that say how it learns."""
 PRIVATE_FIELDS = frozenset({"folder", "caption"})
 """Of a dataset's folder."""

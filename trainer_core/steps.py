@@ -35,6 +35,7 @@ from .run_folder import LIVE, WEIGHTS, choose_file
 from .settings import check_file_name, check_settings, setting
 from .train import train
 from .training.memory import free_memory
+from .training.rollout_settings import RolloutSettings
 from .training.settings import CheckpointSettings, OptimizerSettings
 from .validate import draw_validation
 from .validation.settings import ValidateSettings, ValidationSettings
@@ -179,6 +180,7 @@ def train_lora(
     checkpoints: CheckpointSettings | None = None,
     tracking: TrackingSettings | None = None,
     hub: HubSettings | None = None,
+    rollout: RolloutSettings | None = None,
     context: StepContext,
 ) -> TrainResult:
     """Train an adapter, resume it, or return the finished one."""
@@ -194,6 +196,7 @@ def train_lora(
         checkpoints=checkpoints or CheckpointSettings(),
         tracking=tracking,
         hub=hub,
+        rollout=rollout,
     )
     run, was_finished = train(job, context)
     return TrainResult(
@@ -223,6 +226,7 @@ def train_full(
     checkpoints: CheckpointSettings | None = None,
     tracking: TrackingSettings | None = None,
     hub: HubSettings | None = None,
+    rollout: RolloutSettings | None = None,
     context: StepContext,
 ) -> TrainFullResult:
     """Train the model's own weights, resume, or return the finished model."""
@@ -237,6 +241,7 @@ def train_full(
         checkpoints=checkpoints or CheckpointSettings(),
         tracking=tracking,
         hub=hub,
+        rollout=rollout,
     )
     run, was_finished = train(job, context)
     parts = [run.final_path, Path(model.text_encoder_path), Path(model.vae_path)]

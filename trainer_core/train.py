@@ -111,6 +111,8 @@ def _train_to_end(
     weights.check(Path(job.model.base_path))
     memory = plan_memory(job, weights, samples, context.device)
     logger.info("Run %s: %s", run.name, memory.sentence)
+    if job.rollout is not None:
+        logger.info("Run %s: %s", run.name, job.rollout.sentence)
     session = _start_session(job, weights, memory, samples, embeds, context)
     _resume(session, run, weights)
     for observer in observers:
@@ -186,6 +188,7 @@ def _start_session(
             precision=job.model.precision,
             optimizer=job.optimizer,
             noise=job.noise,
+            rollout=job.rollout,
         ),
         device=context.device,
         memory_limit=memory_limit(job),

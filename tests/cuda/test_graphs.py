@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from lumina2_trainer.trainer_core.training import graphs, session
+from lumina2_trainer.trainer_core.training.rollout_settings import RolloutSettings
 
 from ..training_setup import TRAIN, make_setup
 
@@ -38,3 +39,30 @@ def test_graphs_train_as_single_kernels_do(
     without = setup.train(replace(train, run_name="kernels")).losses
     assert len(captured) == num_captured
     assert with_graphs == pytest.approx(without, rel=5e-3)
+
+
+def test_a_rollout_is_outside_of_the_graphs_and_trains_as_single_kernels_do(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    setup = make_setup(tmp_path)
+    setup = replace(
+        setup,
+        model=replace(setup.model, precision="bf16"),
+        context=replace(setup.context, device=torch.device("cuda")),
+    )
+    rollout = RolloutSettings(probability=0.6, max_step_offset=300, target="corrective", use_reflexflow=True)
+    train = replace(TRAIN, steps=24, batch_size=1, learning_rate=1e-3)
+    num_captured = []
+    capture = graphs.GraphedPass._capture
+
+    def count(self: graphs.GraphedPass, batch: object) -> object:
+        num_captured.append(batch)
+        return capture(self, batch)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(graphs.GraphedPass, "_capture", count)
+    monkeypatch.setattr(graphs, "HOST_BOUND", 0.0)
+    with_graphs = setup.train(replace(train, run_name="graphs"), rollout=rollout).losses
+    assert num_captured, "no shape came often enough"
+    monkeypatch.setattr(session, "can_be_captured", lambda _: False)
+    without = setup.train(replace(train, run_name="kernels"), rollout=rollout).losses
+    assert with_graphs == pytest.approx(without, rel=2e-2)

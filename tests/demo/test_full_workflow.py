@@ -16,9 +16,15 @@ CPU = torch.device("cpu")
 
 
 def write_workflow(folder: Path) -> Path:
-    """Load, caches, three steps of full training with the optimizer's state on the host, and all layouts saved."""
+    """Load, caches, three steps of full training with a rollout and the state on the host, and all layouts saved."""
     data = {"model": ["1", 0], "dataset": ["2", 0]}
-    train = {"model": ["1", 0], "latents": ["3", 0], "embeds": ["4", 0], "optimizer_settings": ["5", 0]}
+    train = {
+        "model": ["1", 0],
+        "latents": ["3", 0],
+        "embeds": ["4", 0],
+        "optimizer_settings": ["5", 0],
+        "rollout": ["10", 0],
+    }
     nodes = {
         "1": ("Lumina2Load", {"base": "demo", "precision": "bf16"}),
         "2": ("Lumina2DatasetFolder", {"folder": "pictures", "resolution": 64}),
@@ -26,6 +32,7 @@ def write_workflow(folder: Path) -> Path:
         "4": ("Lumina2CacheTextEmbeds", data),
         "5": ("Lumina2Optimizer", {"optimizer_state": "host"}),
         "6": ("Lumina2TrainFull", {**train, "steps": 3, "batch_size": 2, "run_name": "full"}),
+        "10": ("Lumina2Rollout", {"start_step": 2, "probability": 1.0}),
     }
     for number, layout in enumerate(("all-in-one", "transformer", "diffusers"), start=7):
         nodes[str(number)] = ("Lumina2SaveModel", {"model": ["6", 0], "name": "demo_full", "layout": layout})
@@ -46,7 +53,7 @@ def test_workflow_trains_the_demo_base_and_saves_it(tmp_path: Path) -> None:
 
     final_path = output / "lumina2_trainer" / "full" / "final" / "model.safetensors"
     records = [json.loads(line) for line in (final_path.parent.parent / "log.jsonl").read_text().splitlines()]
-    assert [record["step"] for record in records] == [1, 2, 3]
+    assert [(record["step"], record["num_rolled"]) for record in records] == [(1, 0), (2, 2), (3, 2)]
     saved = [
         output / "checkpoints" / "demo_full_00001.safetensors",
         output / "diffusion_models" / "demo_full_00001.safetensors",

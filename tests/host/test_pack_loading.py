@@ -30,6 +30,7 @@ NODE_IDS = {
     "Lumina2NoiseSchedule",
     "Lumina2ValidationPrompts",
     "Lumina2Checkpoints",
+    "Lumina2Rollout",
     "Lumina2Tracking",
     "Lumina2HubUpload",
 }

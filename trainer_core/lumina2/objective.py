@@ -17,6 +17,7 @@ from torch import Tensor
 
 from .layout import PaddedLengths, TokenLayout
 from .losses import measure_error
+from .reflexflow import Reflection, reflexflow_loss
 from .timesteps import NoiseSettings
 from .transformer import Lumina2Transformer, patchify
 
@@ -36,6 +37,8 @@ class NoisyBatch:
     layout: TokenLayout
     weights_B: Tensor | None = None
     """What each sample's loss counts; None is their mean."""
+    reflection: Reflection | None = None
+    """Changes the loss of the samples that the model has rolled itself."""
 
     def reduce(self, loss_B: Tensor) -> Tensor:
         """The loss of the batch, from those of its samples."""
@@ -126,6 +129,8 @@ def flow_matching_loss(
         batch.timesteps_B,
         image.sample_index,
     )
+    if batch.reflection is not None:
+        return reflexflow_loss(batch.reflection, counted_TC, velocity_TC, image)
     return image.mean_by_sample(counted_TC.mean(-1))
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -16,6 +16,8 @@ from ..lumina2.objective import NoisyBatch, make_noisy_batch
 from ..lumina2.timesteps import NoiseSettings, draw_timesteps
 from .low_resolution import shrink_latents
 from .nested_tensors import change_tensors
+from .rollout import RolledSamples, draw_offset, find_rows, plan_path
+from .rollout_settings import RolloutSettings
 from .shapes import ShapeLimiter
 
 SAMPLES_IN_MEMORY = 128
@@ -35,16 +37,25 @@ class TrainingBatch:
     """Which samples have the base's prediction as their target."""
     is_extra: tuple[bool, ...]
     """Which samples are those of the second loss, see `low_resolution.py`."""
+    rolled: RolledSamples | None = None
+    """The samples that come from the model itself; None if there are none."""
+
+    @property
+    def num_rolled(self) -> int:
+        """How many samples come from the model itself."""
+        return 0 if self.rolled is None else len(self.rolled.start.timesteps_B)
 
     def pinned(self) -> TrainingBatch:
         """The same batch in memory that a GPU reads without waiting."""
-        return dataclasses.replace(self, noisy=change_tensors(self.noisy, Tensor.pin_memory))
+        return self._changed(Tensor.pin_memory)
 
     def on(self, device: torch.device) -> TrainingBatch:
         """The same batch on a device; does not wait for it."""
-        return dataclasses.replace(
-            self, noisy=change_tensors(self.noisy, lambda tensor: tensor.to(device, non_blocking=True))
-        )
+        return self._changed(lambda tensor: tensor.to(device, non_blocking=True))
+
+    def _changed(self, change: Callable[[Tensor], Tensor]) -> TrainingBatch:
+        rolled = None if self.rolled is None else change_tensors(self.rolled, change)
+        return dataclasses.replace(self, noisy=change_tensors(self.noisy, change), rolled=rolled)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,6 +70,13 @@ class _Drawn:
     shown_noise_CHW: Tensor
     timestep_1: Tensor
     embeds_LD: Tensor
+    rollout_offset: int = 0
+    """Thousandths of sigma that the model itself goes; 0 is a straight mix."""
+
+    @property
+    def num_tokens(self) -> int:
+        """Tokens of the picture."""
+        return _num_tokens(self.latents_CHW)
 
 
 class BatchBuilder:
@@ -80,6 +98,7 @@ class BatchBuilder:
         samples_per_step: int,
         axes_dims: tuple[int, ...],
         shapes: ShapeLimiter,
+        rollout: RolloutSettings | None = None,
     ) -> None:
         """
         Args:
@@ -93,6 +112,7 @@ class BatchBuilder:
             samples_per_step: Samples of an optimizer step.
             axes_dims: The network's rotary dimensions.
             shapes: How far samples are filled up.
+            rollout: Which samples come from the model itself; None is none.
         """
         self._samples = samples
         self._stream = stream
@@ -104,6 +124,7 @@ class BatchBuilder:
         self._samples_per_step = samples_per_step
         self._axes_dims = axes_dims
         self._shapes = shapes
+        self._rollout = rollout
         # They wrap functions, not methods: that would tie this object to itself.
         self._load_latents = functools.lru_cache(maxsize=SAMPLES_IN_MEMORY)(load_latents)
         self._load_embeds = functools.lru_cache(maxsize=SAMPLES_IN_MEMORY)(load_embeds)
@@ -123,10 +144,22 @@ class BatchBuilder:
             weights = torch.ones(2, self._batch_size) / self._batch_size
             weights[1] *= self._noise.low_resolution_weight
         timesteps_B = torch.cat([sample.timestep_1 for sample in drawn])
-        padded = self._shapes.padded_lengths(
-            [len(sample.embeds_LD) for sample in drawn], [_num_tokens(sample.latents_CHW) for sample in drawn]
+        noisy = self._mix(drawn, timesteps_B, None if weights is None else weights.flatten())
+        return TrainingBatch(
+            noisy=noisy,
+            timesteps_B=timesteps_B,
+            ids=[sample.of.id for sample in drawn],
+            is_regularisation=tuple(sample.of.is_regularisation for sample in drawn),
+            is_extra=tuple(number >= self._batch_size for number in range(len(drawn))),
+            rolled=self._start_rollout(drawn, noisy),
         )
-        noisy = make_noisy_batch(
+
+    def _mix(self, drawn: Sequence[_Drawn], timesteps_B: Tensor, weights_B: Tensor | None = None) -> NoisyBatch:
+        """Samples at these times, on the straight line from noise to picture."""
+        padded = self._shapes.padded_lengths(
+            [len(sample.embeds_LD) for sample in drawn], [sample.num_tokens for sample in drawn]
+        )
+        return make_noisy_batch(
             [sample.latents_CHW for sample in drawn],
             [sample.noise_CHW for sample in drawn],
             timesteps_B,
@@ -135,15 +168,38 @@ class BatchBuilder:
             CPU,
             padded,
             shown_noise=[sample.shown_noise_CHW for sample in drawn],
-            weights=None if weights is None else weights.flatten(),
+            weights=weights_B,
         )
-        return TrainingBatch(
-            noisy=noisy,
-            timesteps_B=timesteps_B,
-            ids=[sample.of.id for sample in drawn],
-            is_regularisation=tuple(sample.of.is_regularisation for sample in drawn),
-            is_extra=tuple(number >= self._batch_size for number in range(len(drawn))),
+
+    def _start_rollout(self, drawn: Sequence[_Drawn], noisy: NoisyBatch) -> RolledSamples | None:
+        """The samples that are rolled, where they start; one that is pure noise has nothing before it."""
+        chosen = [i for i, sample in enumerate(drawn) if sample.rollout_offset and sample.timestep_1.item() > 0]
+        if self._rollout is None or not chosen:
+            return None
+        rolled = [drawn[index] for index in chosen]
+        path = plan_path(
+            self._rollout,
+            [sample.timestep_1.item() for sample in rolled],
+            [sample.rollout_offset for sample in rolled],
         )
+        start = self._mix(rolled, path.timesteps_NB[0])
+        own_lengths, lengths = [sample.num_tokens for sample in rolled], [sample.num_tokens for sample in drawn]
+        return RolledSamples(
+            start=start,
+            path=path,
+            own_rows_R=find_rows(start.layout.image.segments.lengths, own_lengths, range(len(rolled))),
+            rows_R=find_rows(noisy.layout.image.segments.lengths, lengths, chosen),
+        )
+
+    def _draw_offset(self, sample: TrainingSample, position: int) -> int:
+        """How far a sample is rolled; never one whose target is the base's answer to its own kind of input."""
+        if self._rollout is None or sample.is_regularisation:
+            return 0
+        return draw_offset(self._rollout, self._seed, position, self._step_at(position))
+
+    def _step_at(self, position: int) -> int:
+        """Optimizer step that a position of the stream belongs to, from 1."""
+        return position // self._samples_per_step + 1
 
     def _draw(self, position: int) -> _Drawn:
         """The sample at a position with its draws, which are always made in this order."""
@@ -161,6 +217,7 @@ class BatchBuilder:
             shown_noise_CHW=self._perturb(noise_CHW, position, generator),
             timestep_1=timestep_1,
             embeds_LD=self._unconditional if is_dropped else embeds_LD,
+            rollout_offset=self._draw_offset(sample, position),
         )
 
     def _draw_shrunk(self, whole: _Drawn) -> _Drawn:
@@ -176,11 +233,12 @@ class BatchBuilder:
             noise_CHW=noise_CHW,
             shown_noise_CHW=self._perturb(noise_CHW, position, generator),
             timestep_1=timestep_1,
+            rollout_offset=0,
         )
 
     def _perturb(self, noise_CHW: Tensor, position: int, generator: torch.Generator) -> Tensor:
         """The noise that is shown: more than what is asked for (Ning et al., arXiv:2301.11706)."""
-        size = self._noise.perturbation_at(position // self._samples_per_step + 1)
+        size = self._noise.perturbation_at(self._step_at(position))
         if not size:
             return noise_CHW
         return noise_CHW + size * torch.randn(noise_CHW.shape, generator=generator, dtype=torch.float32)

@@ -28,6 +28,8 @@ from .graphs import GraphedPass, can_be_captured
 from .lr_schedules import lr_factor
 from .memory import peak_memory_gib
 from .prefetch import Prefetcher
+from .rollout import with_rollout
+from .rollout_settings import RolloutSettings
 from .settings import OptimizerSettings
 from .shapes import ShapeLimiter
 from .updates import UpdateAfterBackward, WeightUpdate
@@ -46,6 +48,8 @@ class StepPlan:
     precision: str
     optimizer: OptimizerSettings
     noise: NoiseSettings
+    rollout: RolloutSettings | None = None
+    """Which samples come from the model itself; None is none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -66,6 +70,8 @@ class StepRecord:
     """Ids of the samples of the batch."""
     low_resolution_loss: float | None = None
     """Mean of the second loss, see `low_resolution.py`; it is in none of the numbers above but grad_norm."""
+    num_rolled: int | None = None
+    """Samples of the step that came from the model itself; None without a rollout."""
 
 
 @dataclass(kw_only=True)
@@ -112,6 +118,7 @@ class TrainingSession:
             samples_per_step=plan.optimizer.gradient_accumulation_steps * plan.batch_size,
             axes_dims=self.transformer.config.axes_dims,
             shapes=ShapeLimiter(self.transformer.config, self.device, PRECISIONS[plan.precision].dtype),
+            rollout=plan.rollout,
         )
         return Prefetcher(
             (lambda position: builder.build(position).pinned()) if is_cuda else builder.build,
@@ -167,16 +174,16 @@ class TrainingSession:
         learning_rate = plan.learning_rate * lr_factor(plan.optimizer, step, plan.num_steps)
         losses, timesteps, ids = [], [], []
         is_extra: list[bool] = []
+        num_rolled = 0
         for number in range(num_batches):
             position = first_position + number * plan.batch_size
             batch = self.make_batch(position)
             torch.manual_seed(derive_seed(plan.seed, "network", position))  # dropout inside the adapter
-            losses.append(
-                self._differentiate(self._with_targets(batch), learning_rate, is_last=number == num_batches - 1)
-            )
+            losses.append(self._differentiate(self._prepare(batch), learning_rate, is_last=number == num_batches - 1))
             timesteps += batch.timesteps_B.tolist()
             ids += batch.ids
             is_extra += batch.is_extra
+            num_rolled += batch.num_rolled
         *sample_losses, norm = torch.cat([*losses, self._update.measure()[None]]).tolist()  # the step's one wait
         self._check_finite(step, sample_losses, norm, ids)
         self._update.apply()
@@ -197,16 +204,19 @@ class TrainingSession:
             epoch=self.stream.epoch_at(first_position),
             files=list(itertools.compress(ids, is_own)),
             low_resolution_loss=statistics.fmean(extra_losses) if extra_losses else None,
+            num_rolled=None if plan.rollout is None else num_rolled,
         )
 
-    def _with_targets(self, batch: TrainingBatch) -> NoisyBatch:
-        """The batch, with the base's own answer as the target of regularisation samples."""
+    def _prepare(self, batch: TrainingBatch) -> NoisyBatch:
+        """The batch with what the model itself has a part in: rolled samples, and targets of regularisation samples."""
+        plan, noisy = self.plan, batch.noisy
+        if plan.rollout is not None:
+            noisy = with_rollout(self.transformer, noisy, batch.rolled, plan.rollout, plan.precision, self.device)
         if self.base_only is None:
             assert not any(batch.is_regularisation), "regularisation without a base to look at"
-            return batch.noisy
-        plan = self.plan
+            return noisy
         return with_base_targets(
-            self.transformer, self.base_only, batch.noisy, batch.is_regularisation, plan.precision, self.device
+            self.transformer, self.base_only, noisy, batch.is_regularisation, plan.precision, self.device
         )
 
     def _differentiate(self, batch: NoisyBatch, learning_rate: float, *, is_last: bool) -> Tensor:
