@@ -30,6 +30,7 @@ from lumina2_trainer.trainer_core.context import StepContext
 from lumina2_trainer.trainer_core.errors import TrainerError
 from lumina2_trainer.trainer_core.lumina2.model_files import LoadSettings
 from lumina2_trainer.trainer_core.training.optimizers import OPTIMIZERS
+from lumina2_trainer.trainer_core.training.rollout_settings import RolloutSettings
 from lumina2_trainer.trainer_core.training.settings import CheckpointSettings
 
 FIRST_SEED = 42
@@ -49,6 +50,7 @@ class Choice:
     checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
     weights: str = "live"
     """What is measured, see Save Adapter."""
+    rollout: RolloutSettings | None = None
 
 
 def _lycoris(algorithm: str) -> Choice:
@@ -81,6 +83,9 @@ CHOICES: dict[str, Choice] = {
         if name != demo.TRAIN.optimizer
     },
     "ema": Choice(group="other", checkpoints=CheckpointSettings(use_ema=True, ema_decay=0.95), weights="ema"),
+    "rollout": Choice(group="other", rollout=RolloutSettings()),
+    "corrective": Choice(group="other", rollout=RolloutSettings(target="corrective")),
+    "reflexflow": Choice(group="other", rollout=RolloutSettings(use_reflexflow=True)),
 }
 """By name of the row."""
 GROUPS = tuple(dict.fromkeys(choice.group for choice in CHOICES.values()))
@@ -127,6 +132,7 @@ class Demo:
             adapter_settings=choice.adapter,
             optimizer_settings=dataclasses.replace(demo.OPTIMIZER, num_warmup_steps=warmup),
             checkpoints=choice.checkpoints,
+            rollout=choice.rollout,
             context=self.context,
         )
         seconds = (time.perf_counter() - started) / num_steps
