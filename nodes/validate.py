@@ -34,7 +34,10 @@ class Validate(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output(display_name="images", tooltip="One picture for each prompt, in order."),
-                io.String.Output(display_name="scores", tooltip="Measured quality, for people; empty so far."),
+                io.String.Output(
+                    display_name="scores",
+                    tooltip="What was measured of the run, such as its held-out loss, for people.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,

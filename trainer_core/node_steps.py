@@ -63,7 +63,7 @@ NODE_STEPS: dict[str, NodeStep] = {
             "tracking",
             "hub",
         ),
-        outputs=("adapter", None, None, None),
+        outputs=("adapter", None, None, None, "scores"),
     ),
     "Lumina2TrainFull": NodeStep(
         settings=TrainFullSettings,
@@ -79,10 +79,10 @@ NODE_STEPS: dict[str, NodeStep] = {
             "tracking",
             "hub",
         ),
-        outputs=("model", None, None),
+        outputs=("model", None, None, "scores"),
     ),
     "Lumina2Validate": NodeStep(
-        settings=ValidateSettings, run=steps.validate, sockets=("model", "adapter"), outputs=(None, None)
+        settings=ValidateSettings, run=steps.validate, sockets=("model", "adapter"), outputs=(None, "scores")
     ),
     "Lumina2SaveAdapter": NodeStep(
         settings=steps.SaveAdapterSettings, run=steps.save_adapter, sockets=("adapter",), outputs=(None,)

@@ -17,20 +17,25 @@ from .adapters.metadata import RunFacts
 from .context import StepContext
 from .data.cache import TrainingSample, load_embeds
 from .data.index import EmbedIndex
+from .errors import StopTraining
 from .events import Event
-from .files import write_safetensors_atomically
+from .files import copy_atomically, write_safetensors_atomically
+from .held_out_watch import HeldOutWatch
 from .job import TrainJob
 from .observers import RunObserver
-from .run_folder import LIVE, RunFolder, name_of, step_folder, suffix_of
+from .run_folder import BEST, LIVE, RunFolder, name_of, step_folder, suffix_of
 from .trained_weights import TrainedWeights
 from .training.checkpoints import WeightsFile, prune_checkpoints, save_checkpoint
 from .training.memory_plan import MemoryPlan
 from .training.session import StepRecord, TrainingSession
 from .training.weight_views import VALIDATED_WEIGHTS, WeightView
+from .validation.held_out_log import find_best
 from .validation.render import render_prompts
 
 SPEED_WINDOW = 20
 """Steps over which seconds a step is averaged."""
+WEIGHTS_KEY = "lumina2_trainer.weights"
+"""Metadata of a file: which weights it holds."""
 
 
 @dataclass(kw_only=True)
@@ -43,16 +48,44 @@ class Recorder:
     weights: TrainedWeights
     memory: MemoryPlan
     samples: Sequence[TrainingSample]
+    held_out: Sequence[TrainingSample]
+    """What is not trained on."""
     embeds: EmbedIndex
     observers: Sequence[RunObserver]
     context: StepContext
     _seconds: list[float] = field(default_factory=list)
     _validated_step: int = -1
+    _held_out: HeldOutWatch | None = None
+
+    def start(self) -> None:
+        """Before the first step of a run, or of its continuation."""
+        if not self.held_out or self.job.validation is None:
+            return
+        self._held_out = HeldOutWatch(
+            job=self.job,
+            settings=self.job.validation,
+            run=self.run,
+            session=self.session,
+            samples=self.held_out,
+            views=self._validated_views(),
+            write=self._write_best,
+            emit=self.context.emit,
+            before_batch=self._stop_if_asked,
+        )
+        self._held_out.start()
+
+    def _stop_if_asked(self) -> None:
+        if self.context.should_stop():
+            raise StopTraining
 
     def record_step(self, record: StepRecord) -> None:
         """Log one step and do what is due after it or was asked for."""
         line = {name: value for name, value in dataclasses.asdict(record).items() if value is not None}
-        self.run.append_log(line)
+        try:
+            if self._held_out is not None and self._held_out.is_due(record.step):
+                line |= self._held_out.measure()
+        finally:  # the step is done, whatever becomes of the measurement
+            self.run.append_log(line)
         for observer in self.observers:
             observer.stepped(line)
         self._seconds = [*self._seconds[1 - SPEED_WINDOW :], record.seconds]
@@ -107,8 +140,7 @@ class Recorder:
         settings = self.job.validation
         if settings is None or not settings.prompt_list or self._validated_step == self.session.step:
             return
-        chosen = VALIDATED_WEIGHTS[self.job.checkpoints.ema_validation] if self.session.ema else (LIVE,)
-        views = [view for view in self.session.views if view.name in chosen]
+        views = self._validated_views()
         paths = render_prompts(
             settings,
             transformer=self.session.transformer,
@@ -129,13 +161,32 @@ class Recorder:
         data = {"step": self.session.step, "images": images, "prompts": prompts, "weights": names}
         self.context.emit(Event(kind="validation", run=self.run.name, data=data))
 
+    def _validated_views(self) -> list[WeightView]:
+        """The weights that are looked at: as they are, their average, or both."""
+        chosen = VALIDATED_WEIGHTS[self.job.checkpoints.ema_validation] if self.session.ema else (LIVE,)
+        return [view for view in self.session.views if view.name in chosen]
+
     def finish(self) -> None:
         """Last checkpoint, last pictures, and the finished weights, whose presence ends the run."""
         self.save_checkpoint()
+        if self._held_out is not None:
+            self._held_out.measure()  # unless that was done after the last step
         self.validate(self.context.should_stop)
+        self._finish_best()
         for file in reversed(self._files()):  # the live weights last
             with file.opened() as tensors:
                 write_safetensors_atomically(self.run.final_path.with_name(file.name), tensors, file.metadata)
+
+    def _write_best(self, view: WeightView, path: Path) -> None:
+        with self._export(view) as tensors:
+            write_safetensors_atomically(path, tensors, {**self._metadata(), WEIGHTS_KEY: BEST})
+
+    def _finish_best(self) -> None:
+        """Put the weights with the lowest held-out loss beside where the others will be."""
+        best = find_best(self.run.held_out_log.read()) if self._held_out is not None else None
+        if best is not None and self.run.best_path(best.step).exists():
+            final = self.run.final_path
+            copy_atomically(self.run.best_path(best.step), final.with_name(name_of(final.name, BEST)))
 
     def _files(self) -> list[WeightsFile]:
         """What other programs read, the live weights first."""
@@ -144,7 +195,7 @@ class Recorder:
             WeightsFile(
                 name=name_of(self.weights.file_name, view.name),
                 opened=partial(self._export, view),
-                metadata={**metadata, "lumina2_trainer.weights": view.name},
+                metadata={**metadata, WEIGHTS_KEY: view.name},
                 is_trained=view.is_trained,
             )
             for view in self.session.views

@@ -12,12 +12,19 @@ from typing import Any
 
 from .errors import TrainerError
 from .files import write_bytes_atomically, write_json_atomically
+from .validation.held_out_log import HeldOutLog
 
 ADAPTER_FILE, MODEL_FILE = "adapter.safetensors", "model.safetensors"
 """What training gives: an adapter, or a transformer with native names."""
-LIVE, EMA = "live", "ema"
-WEIGHTS = (LIVE, EMA)
-"""The weights as trained, and their running average: what can be chosen where a file is written."""
+LIVE, EMA, BEST = "live", "ema", "best"
+WEIGHTS = (LIVE, EMA, BEST)
+"""The weights as trained, their running average, and those with the lowest held-out loss: what can be chosen where a
+file is written."""
+KEPT_BY = {
+    EMA: "turn on use_ema in Checkpoints and EMA",
+    BEST: "raise held_out_share and turn on keep_best in Validation Prompts",
+}
+"""What makes a run keep other weights than the live ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +56,20 @@ class RunFolder:
     def final_path(self) -> Path:
         """The finished adapter or model; it exists only when the run is finished."""
         return self.path / "final" / self.weights_file
+
+    @property
+    def best_dir(self) -> Path:
+        """While the run goes on, weights with the lowest held-out loss, in a folder named by their step."""
+        return self.path / "best"
+
+    def best_path(self, step: int) -> Path:
+        """The weights of a step that had the lowest held-out loss."""
+        return self.best_dir / step_folder(step) / self.weights_file
+
+    @property
+    def held_out_log(self) -> HeldOutLog:
+        """Held-out losses of the run."""
+        return HeldOutLog(path=self.path / "held_out.jsonl")
 
     @property
     def is_finished(self) -> bool:
@@ -124,7 +145,7 @@ def choose_file(path: Path, weights: str) -> Path:
     if chosen != path and not chosen.exists():
         raise TrainerError(
             f'weights is "{weights}", but there is no {chosen.name} beside {path.name}:'
-            ' turn on use_ema in Checkpoints and EMA and train again, or choose "live"'
+            f' {KEPT_BY[weights]} and train again, or choose "live"'
         )
     return chosen
 

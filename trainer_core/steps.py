@@ -31,7 +31,8 @@ from .lumina2.prompts import SYSTEM_PROMPTS, UNCONDITIONAL, resolve_system_promp
 from .lumina2.timesteps import NoiseSettings
 from .publish.settings import HubSettings, TrackingSettings
 from .results import DatasetReport, TrainFullResult, TrainResult, ValidationResult
-from .run_folder import LIVE, WEIGHTS, choose_file
+from .run_folder import LIVE, WEIGHTS, RunFolder, choose_file
+from .scores import describe_scores
 from .settings import check_file_name, check_settings, setting
 from .train import train
 from .training.memory import free_memory
@@ -82,7 +83,8 @@ class SaveAdapterSettings:
     dtype: str = setting("bf16", choices=ADAPTER_DTYPES)
     """Precision of the saved weights; bf16 halves the file without a visible difference."""
     weights: str = setting(LIVE, choices=WEIGHTS, is_optional=True)
-    """"live" is the adapter as trained, "ema" its running average, which use_ema of Checkpoints and EMA keeps."""
+    """"live" is the adapter as trained, "ema" its running average (use_ema of Checkpoints and EMA), "best" what had
+    the lowest held-out loss (held_out_share of Validation Prompts)."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -101,7 +103,8 @@ class SaveModelSettings:
     dtype: str = setting("bf16", choices=ADAPTER_DTYPES)
     """Precision of the transformer's weights; text encoder and VAE stay as they are."""
     weights: str = setting(LIVE, choices=WEIGHTS, is_optional=True)
-    """"live" is the model as trained, "ema" its running average, which use_ema of Checkpoints and EMA keeps."""
+    """"live" is the model as trained, "ema" its running average (use_ema of Checkpoints and EMA), "best" what had
+    the lowest held-out loss (held_out_share of Validation Prompts)."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -201,6 +204,7 @@ def train_lora(
         losses=run.losses(),
         validation_images=run.last_samples(),
         reused=was_finished,
+        scores=describe_scores(run),
     )
 
 
@@ -245,6 +249,7 @@ def train_full(
         losses=run.losses(),
         validation_images=run.last_samples(),
         reused=was_finished,
+        scores=describe_scores(run),
     )
 
 
@@ -252,7 +257,9 @@ def validate(
     settings: ValidateSettings, *, model: Lumina2Model, adapter: Adapter | None = None, context: StepContext
 ) -> ValidationResult:
     """Draw the prompts with the model and, if given, the adapter."""
-    return ValidationResult(images=draw_validation(settings, model, adapter, context), scores="")
+    images = draw_validation(settings, model, adapter, context)
+    scores = describe_scores(RunFolder(path=Path(adapter.run_dir))) if adapter else ""
+    return ValidationResult(images=images, scores=scores)
 
 
 def save_adapter(settings: SaveAdapterSettings, *, adapter: Adapter, context: StepContext) -> tuple[Path, ...]:

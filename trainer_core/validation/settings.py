@@ -54,6 +54,15 @@ class ValidationSettings(SamplerSettings):
 
     every_num_steps: int = setting(250, minimum=0, maximum=1000000)
     """Optimizer steps between validations during training; 0 validates only at the end."""
+    held_out_share: float = setting(0.0, minimum=0.0, maximum=0.9, step=0.01, is_optional=True)
+    """Share of the pictures kept out of training, at least two, to measure the loss on them; 0 trains on all. A
+    picture's content decides, so adding files moves none. Changing it starts a new run."""
+    held_out_step_interval: int = setting(100, minimum=0, maximum=1000000, is_optional=True)
+    """Optimizer steps between measurements of the held-out loss; each takes as long as 3 passes over the held-out
+    pictures in training. 0 measures only at the end. For held_out_share."""
+    keep_best: bool = setting(True, is_optional=True)
+    """Keep the weights with the lowest held-out loss as a second file; Save Adapter and Save Model can choose it. For
+    held_out_share."""
 
 
 @dataclass(frozen=True, kw_only=True)
