@@ -11,7 +11,7 @@ from typing import Any
 from .data.index import LatentIndex
 from .job import TrainJob
 from .publish.model_card import CardDataset
-from .validation.settings import SamplerSettings
+from .validation.settings import PictureSettings
 
 SHARED_PARTS = ("train", "adapter", "optimizer", "noise")
 """Parts of a job that say how it learns."""
@@ -33,7 +33,7 @@ def describe_sampler(job: TrainJob) -> dict[str, str]:
     """How validation pictures are drawn, without the prompts; empty if none are."""
     if job.validation is None or not job.validation.prompt_list:
         return {}
-    names = {field.name for field in dataclasses.fields(SamplerSettings)} - {"prompts"}
+    names = {field.name for field in dataclasses.fields(PictureSettings)} - {"prompts"}
     values = dataclasses.asdict(job.validation)
     return {name: str(_without_folders(value)) for name, value in values.items() if name in names}
 

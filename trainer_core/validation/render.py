@@ -20,14 +20,14 @@ from ..lumina2.sampling import initial_noise, sample_latents
 from ..lumina2.transformer import Lumina2Transformer
 from ..lumina2.vae import VAE_SCALE, decode_latents, load_vae
 from ..lumina2.vae_sizes import LATENT_CHANNELS
-from .settings import SamplerSettings
+from .settings import PictureSettings
 
 PLAIN: Mapping[str, Callable[[], AbstractContextManager[None]]] = MappingProxyType({"": nullcontext})
 """The transformer's weights as they are."""
 
 
 def render_prompts(
-    settings: SamplerSettings,
+    settings: PictureSettings,
     *,
     transformer: Lumina2Transformer,
     vae_path: Path,
@@ -80,6 +80,7 @@ def render_prompts(
                         num_inference_steps=settings.num_inference_steps,
                         guidance_scale=settings.guidance_scale,
                         shift=settings.shift,
+                        guidance_rescale=settings.guidance_rescale,
                         autocast=lambda: computation(precision, device),
                         before_step=stop_if_asked,
                     )
@@ -92,7 +93,7 @@ def render_prompts(
 
 def _decode_to_files(
     latents: Mapping[str, list[Tensor]],
-    settings: SamplerSettings,
+    settings: PictureSettings,
     vae_path: Path,
     device: torch.device,
     folder: Path,

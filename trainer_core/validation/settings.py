@@ -49,11 +49,48 @@ class SamplerSettings:
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValidationSettings(SamplerSettings):
-    """Widgets of Validation Prompts; they are encoded with the system prompt of Cache Text Embeds."""
+class _First(SamplerSettings):
+    """What Validation Prompts had at first, for the order of its widgets."""
 
     every_num_steps: int = setting(250, minimum=0, maximum=1000000)
     """Optimizer steps between validations during training; 0 validates only at the end."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class _FirstOfValidate(SamplerSettings):
+    """What Validate had at first, for the order of its widgets."""
+
+    strength: float = setting(1.0, minimum=-10.0, maximum=10.0, step=0.05)
+    """Strength of the adapter, as in ComfyUI's LoRA loaders."""
+    system_prompt: str = setting(FROM_ADAPTER, choices=(FROM_ADAPTER, *SYSTEM_PROMPTS, "custom"))
+    """Text put before every prompt. "from adapter" is what the adapter was trained with; without an adapter, what the
+    model was trained with by Train Full Model, or "superior"."""
+    custom_system_prompt: str = setting("", multiline=True)
+    """The system prompt when system_prompt is "custom"."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class PictureSettings(SamplerSettings):
+    """What was added to both later. Dataclasses order fields from the last base to the first, so these follow what
+    each had at first."""
+
+    guidance_rescale: float = setting(0.0, minimum=0.0, maximum=1.0, step=0.05, is_optional=True)
+    """Brings the contrast of the guided prediction back to that without guidance, against overexposed pictures: 0 not
+    at all, 1 fully. 0.7 is usual with a strong guidance_scale; KSampler draws as with 0."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.guidance_rescale and self.guidance_scale == 1:
+            raise TrainerError(
+                f"guidance_rescale is {self.guidance_rescale:g}, but guidance_scale 1 means no guidance:"
+                " set guidance_rescale to 0, or raise guidance_scale"
+            )
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationSettings(PictureSettings, _First):
+    """Widgets of Validation Prompts; they are encoded with the system prompt of Cache Text Embeds."""
+
     held_out_share: float = setting(0.0, minimum=0.0, maximum=0.9, step=0.01, is_optional=True)
     """Share of the pictures kept out of training, at least two, to measure the loss on them; 0 trains on all. A
     picture's content decides, so adding files moves none. Changing it starts a new run."""
@@ -66,13 +103,5 @@ class ValidationSettings(SamplerSettings):
 
 
 @dataclass(frozen=True, kw_only=True)
-class ValidateSettings(SamplerSettings):
+class ValidateSettings(PictureSettings, _FirstOfValidate):
     """Widgets of Validate."""
-
-    strength: float = setting(1.0, minimum=-10.0, maximum=10.0, step=0.05)
-    """Strength of the adapter, as in ComfyUI's LoRA loaders."""
-    system_prompt: str = setting(FROM_ADAPTER, choices=(FROM_ADAPTER, *SYSTEM_PROMPTS, "custom"))
-    """Text put before every prompt. "from adapter" is what the adapter was trained with; without an adapter, what the
-    model was trained with by Train Full Model, or "superior"."""
-    custom_system_prompt: str = setting("", multiline=True)
-    """The system prompt when system_prompt is "custom"."""
