@@ -72,7 +72,9 @@ def read_state(
 def draws_pictures(path: Path) -> bool:
     """Whether a run has validation prompts."""
     validation = _read_job(RunFolder(path=path)).get("validation") or {}
-    return bool(validation.get("prompts", "").strip())
+    return any(
+        (validation.get("prompts", "").strip(), validation.get("named_prompts"), validation.get("draw_unconditional"))
+    )
 
 
 def _num_steps(run: RunFolder) -> int:

@@ -21,9 +21,10 @@ from lumina2_trainer.trainer_core.held_out_watch import NUM_DRAWS, to_held_out_s
 from lumina2_trainer.trainer_core.lumina2.base_files import load_base_transformer
 from lumina2_trainer.trainer_core.lumina2.timesteps import NoiseSettings
 from lumina2_trainer.trainer_core.training.settings import CheckpointSettings
-from lumina2_trainer.trainer_core.validation.held_out_log import BASE, HeldOutLog
+from lumina2_trainer.trainer_core.validation.held_out_log import HeldOutLog
 from lumina2_trainer.trainer_core.validation.held_out_loss import held_out_losses
 from lumina2_trainer.trainer_core.validation.settings import ValidateSettings, ValidationSettings
+from lumina2_trainer.trainer_core.weight_names import BASE
 from safetensors.torch import load_file
 
 from .full_setup import train_full

@@ -17,11 +17,10 @@ from .events import Event
 from .job import TrainJob
 from .lumina2.vae import VAE_SCALE
 from .lumina2.vae_sizes import LATENT_CHANNELS
-from .run_folder import RunFolder, suffix_of
+from .run_folder import RunFolder
 from .training.session import TrainingSession
 from .training.weight_views import WeightView
 from .validation.held_out_log import (
-    BASE,
     HeldOutLine,
     HeldOutLog,
     Verdict,
@@ -31,6 +30,7 @@ from .validation.held_out_log import (
 )
 from .validation.held_out_loss import HeldOutSample, held_out_losses
 from .validation.settings import ValidationSettings
+from .weight_names import BASE, suffix_of
 
 logger = logging.getLogger(__name__)
 

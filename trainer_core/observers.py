@@ -20,8 +20,9 @@ from .publish.hub import FinishedFiles, HubUpload, UploadSource, link_or_copy
 from .publish.model_card import CardFacts
 from .publish.notices import Level, Report
 from .publish.tracking import Tracking
-from .run_folder import LIVE, RunFolder
+from .run_folder import RunFolder
 from .shared_facts import describe_datasets, describe_sampler, describe_settings_for_others
+from .weight_names import LIVE
 
 logger = logging.getLogger(__name__)
 

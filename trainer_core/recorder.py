@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,7 +15,7 @@ from torch import Tensor
 
 from .adapters.metadata import RunFacts
 from .context import StepContext
-from .data.cache import TrainingSample, load_embeds
+from .data.cache import TrainingSample
 from .data.index import EmbedIndex
 from .errors import StopTraining
 from .events import Event
@@ -23,14 +23,16 @@ from .files import copy_atomically, write_safetensors_atomically
 from .held_out_watch import HeldOutWatch
 from .job import TrainJob
 from .observers import RunObserver
-from .run_folder import BEST, LIVE, RunFolder, name_of, step_folder, suffix_of
+from .run_folder import RunFolder, name_of, step_folder
+from .run_pictures import RunPictures
 from .trained_weights import TrainedWeights
 from .training.checkpoints import WeightsFile, prune_checkpoints, save_checkpoint
 from .training.memory_plan import MemoryPlan
 from .training.session import StepRecord, TrainingSession
 from .training.weight_views import VALIDATED_WEIGHTS, WeightView
 from .validation.held_out_log import find_best
-from .validation.render import render_prompts
+from .validation.pictures import plan_pictures
+from .weight_names import BEST, LIVE
 
 SPEED_WINDOW = 20
 """Steps over which seconds a step is averaged."""
@@ -56,23 +58,37 @@ class Recorder:
     _seconds: list[float] = field(default_factory=list)
     _validated_step: int = -1
     _held_out: HeldOutWatch | None = None
+    _pictures: RunPictures | None = None
 
     def start(self) -> None:
         """Before the first step of a run, or of its continuation."""
-        if not self.held_out or self.job.validation is None:
+        settings, views = self.job.validation, self._validated_views()
+        if settings is None:
             return
-        self._held_out = HeldOutWatch(
-            job=self.job,
-            settings=self.job.validation,
-            run=self.run,
-            session=self.session,
-            samples=self.held_out,
-            views=self._validated_views(),
-            write=self._write_best,
-            emit=self.context.emit,
-            before_batch=self._stop_if_asked,
-        )
-        self._held_out.start()
+        if plan_pictures(settings):
+            self._pictures = RunPictures(
+                job=self.job,
+                settings=settings,
+                run=self.run,
+                session=self.session,
+                embeds=self.embeds,
+                views=views,
+                should_stop=self.context.should_stop,
+            )
+            self._pictures.start()
+        if self.held_out:
+            self._held_out = HeldOutWatch(
+                job=self.job,
+                settings=settings,
+                run=self.run,
+                session=self.session,
+                samples=self.held_out,
+                views=views,
+                write=self._write_best,
+                emit=self.context.emit,
+                before_batch=self._stop_if_asked,
+            )
+            self._held_out.start()
 
     def _stop_if_asked(self) -> None:
         if self.context.should_stop():
@@ -95,7 +111,7 @@ class Recorder:
             self.save_checkpoint()
         validation = self.job.validation
         if "validate" in requests or (validation and _is_due(record.step, validation.every_num_steps)):
-            self.validate(self.context.should_stop)
+            self.validate()
 
     def _emit_progress(self, record: StepRecord) -> None:
         seconds_per_step = sum(self._seconds) / len(self._seconds)
@@ -135,29 +151,16 @@ class Recorder:
         path = (folder / self.weights.file_name).relative_to(self.run.path).as_posix()
         self.context.emit(Event(kind="checkpoint", run=self.run.name, data={"step": step, "path": path}))
 
-    def validate(self, should_stop: Callable[[], bool] = lambda: False) -> None:
+    def validate(self) -> None:
         """Draw the validation prompts with the weights as they are, with their average, or both."""
-        settings = self.job.validation
-        if settings is None or not settings.prompt_list or self._validated_step == self.session.step:
+        if self._pictures is None or self._validated_step == self.session.step:
             return
-        views = self._validated_views()
-        paths = render_prompts(
-            settings,
-            transformer=self.session.transformer,
-            vae_path=Path(self.job.model.vae_path),
-            prompt_embeds={prompt: load_embeds(self.embeds.prompts[prompt]) for prompt in settings.prompt_list},
-            negative_embeds=load_embeds(self.embeds.negative_path(settings.negative_prompt)),
-            precision=self.job.model.precision,
-            folder=self.run.samples_dir(self.session.step),
-            should_stop=should_stop,
-            weights={suffix_of(view.name): view.in_use for view in views},
-        )
+        paths = self._pictures.draw()
         self._validated_step = self.session.step
         for observer in self.observers:
             observer.validated(self.session.step, paths)
         images = [path.relative_to(self.run.path).as_posix() for path in paths]
-        prompts = [prompt for prompt in settings.prompt_list for _ in views]
-        names = [view.name for _ in settings.prompt_list for view in views]
+        prompts, names = self._pictures.describe()
         data = {"step": self.session.step, "images": images, "prompts": prompts, "weights": names}
         self.context.emit(Event(kind="validation", run=self.run.name, data=data))
 
@@ -171,7 +174,7 @@ class Recorder:
         self.save_checkpoint()
         if self._held_out is not None:
             self._held_out.measure()  # unless that was done after the last step
-        self.validate(self.context.should_stop)
+        self.validate()
         self._finish_best()
         for file in reversed(self._files()):  # the live weights last
             with file.opened() as tensors:

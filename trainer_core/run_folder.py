@@ -13,13 +13,10 @@ from typing import Any
 from .errors import TrainerError
 from .files import write_bytes_atomically, write_json_atomically
 from .validation.held_out_log import HeldOutLog
+from .weight_names import BEST, EMA, suffix_of, weights_of
 
 ADAPTER_FILE, MODEL_FILE = "adapter.safetensors", "model.safetensors"
 """What training gives: an adapter, or a transformer with native names."""
-LIVE, EMA, BEST = "live", "ema", "best"
-WEIGHTS = (LIVE, EMA, BEST)
-"""The weights as trained, their running average, and those with the lowest held-out loss: what can be chosen where a
-file is written."""
 KEPT_BY = {
     EMA: "turn on use_ema in Checkpoints and EMA",
     BEST: "raise held_out_share and turn on keep_best in Validation Prompts",
@@ -84,7 +81,7 @@ class RunFolder:
         """Pictures of the last validation, in the order of the prompts: of all weights, or of these."""
         folders = sorted((self.path / "samples").glob("step-*"), key=step_of)
         pictures = sorted(folders[-1].glob("*.png")) if folders else []
-        return tuple(p for p in pictures if weights is None or p.stem.lstrip("0123456789") == suffix_of(weights))
+        return tuple(p for p in pictures if weights in (None, weights_of(p)))
 
     def append_log(self, record: Mapping[str, Any]) -> None:
         """Add one optimizer step to log.jsonl."""
@@ -118,11 +115,6 @@ class RunFolder:
     def losses(self) -> tuple[float, ...]:
         """Loss of each optimizer step."""
         return tuple(record["loss"] for record in self.read_log())
-
-
-def suffix_of(weights: str) -> str:
-    """What is added to the names of files that hold, or were drawn with, these weights."""
-    return "" if weights == LIVE else f"_{weights}"
 
 
 def name_of(weights_file: str, weights: str) -> str:

@@ -31,14 +31,16 @@ from .lumina2.prompts import SYSTEM_PROMPTS, UNCONDITIONAL, resolve_system_promp
 from .lumina2.timesteps import NoiseSettings
 from .publish.settings import HubSettings, TrackingSettings
 from .results import DatasetReport, TrainFullResult, TrainResult, ValidationResult
-from .run_folder import LIVE, WEIGHTS, RunFolder, choose_file
+from .run_folder import RunFolder, choose_file
 from .scores import describe_scores
 from .settings import check_file_name, check_settings, setting
 from .train import train
 from .training.memory import free_memory
 from .training.settings import CheckpointSettings, OptimizerSettings
 from .validate import draw_validation
+from .validation.pictures import with_prompt_library
 from .validation.settings import ValidateSettings, ValidationSettings
+from .weight_names import LIVE, WEIGHTS
 
 BOTH_FORMATS = "both"
 
@@ -158,6 +160,7 @@ def cache_text_embeds(
     context: StepContext,
 ) -> EmbedCache:
     """Encode every caption, the validation prompts and the unconditional prompt that are not cached yet."""
+    validation = validation and with_prompt_library(validation, context)
     return encode_prompts(
         model,
         system_prompt=resolve_system_prompt(settings.system_prompt, settings.custom_system_prompt),
@@ -193,7 +196,7 @@ def train_lora(
         adapter=_located(adapter_settings or LoRASettings(), context),
         optimizer=optimizer_settings or OptimizerSettings(),
         noise=noise_schedule or NoiseSettings(),
-        validation=validation,
+        validation=validation and with_prompt_library(validation, context),
         checkpoints=checkpoints or CheckpointSettings(),
         tracking=tracking,
         hub=hub,
@@ -237,7 +240,7 @@ def train_full(
         train=settings,
         optimizer=optimizer_settings or OptimizerSettings(),
         noise=noise_schedule or NoiseSettings(),
-        validation=validation,
+        validation=validation and with_prompt_library(validation, context),
         checkpoints=checkpoints or CheckpointSettings(),
         tracking=tracking,
         hub=hub,
@@ -257,6 +260,7 @@ def validate(
     settings: ValidateSettings, *, model: Lumina2Model, adapter: Adapter | None = None, context: StepContext
 ) -> ValidationResult:
     """Draw the prompts with the model and, if given, the adapter."""
+    settings = with_prompt_library(settings, context)
     images = draw_validation(settings, model, adapter, context)
     scores = describe_scores(RunFolder(path=Path(adapter.run_dir))) if adapter else ""
     return ValidationResult(images=images, scores=scores)

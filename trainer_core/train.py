@@ -38,6 +38,7 @@ from .training.optimizer_checks import check_optimizer_device
 from .training.optimizers import make_optimizer
 from .training.session import StepPlan, TrainingSession
 from .training.settings import CheckpointSettings
+from .validation.settings import PictureSettings
 
 logger = logging.getLogger(__name__)
 
@@ -224,7 +225,12 @@ def _resume(session: TrainingSession, run: RunFolder, weights: TrainedWeights) -
 
 def _tell_of_other_validation(run: RunFolder, job: TrainJob) -> None:
     drawn = json.loads(run.job_path.read_text(encoding="utf-8"))["validation"]
-    if job.validation is not None and drawn != dataclasses.asdict(job.validation):
+    if job.validation is None:
+        return
+    asked, defaults = (
+        json.loads(json.dumps(dataclasses.asdict(settings))) for settings in (job.validation, PictureSettings())
+    )
+    if any(asked[name] != (drawn or {}).get(name, default) for name, default in defaults.items()):
         logger.warning("Run %s is finished, with pictures of other prompts: draw new ones with Validate", run.name)
 
 

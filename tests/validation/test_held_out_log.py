@@ -5,13 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 
 from lumina2_trainer.trainer_core.validation.held_out_log import (
-    BASE,
     HeldOutLine,
     HeldOutLog,
     describe_held_out,
     find_best,
     judge,
 )
+from lumina2_trainer.trainer_core.weight_names import BASE
 
 
 def line(step: int, *losses: float, weights: str = "live") -> HeldOutLine:

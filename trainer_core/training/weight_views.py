@@ -10,7 +10,7 @@ from functools import partial
 import torch
 from torch import nn
 
-from ..run_folder import EMA, LIVE
+from ..weight_names import EMA, LIVE
 from .ema import Ema
 from .optimizers import AveragingOptimizer, usable_weights
 

@@ -11,10 +11,8 @@ from statistics import fmean
 from typing import Any
 
 from ..files import write_bytes_atomically
+from ..weight_names import BASE
 from .confidence import Estimate, estimate_change, estimate_mean
-
-BASE = "base"
-"""In place of the weights' name: the model without what is trained."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 from ..errors import TrainerError
 from ..lumina2.prompts import SYSTEM_PROMPTS
 from ..lumina2.sampling import SCHEDULES
 from ..settings import check_settings, setting
+from .prompt_library import NamedPrompt
 
 FROM_ADAPTER = "from adapter"
+MIN_SIDE, MAX_SIDE, SIDE_STEP = 64, 4096, 16
+"""Of a picture, in pixels."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -20,9 +24,9 @@ class SamplerSettings:
     """One prompt a line, without the system prompt."""
     negative_prompt: str = setting("", multiline=True)
     """What guidance steers away from; encoded without the system prompt. Empty is the usual choice."""
-    width: int = setting(1024, minimum=64, maximum=4096, step=16)
+    width: int = setting(1024, minimum=MIN_SIDE, maximum=MAX_SIDE, step=SIDE_STEP)
     """Width of the picture in pixels, a multiple of 16."""
-    height: int = setting(1024, minimum=64, maximum=4096, step=16)
+    height: int = setting(1024, minimum=MIN_SIDE, maximum=MAX_SIDE, step=SIDE_STEP)
     """Height of the picture in pixels, a multiple of 16."""
     num_inference_steps: int = setting(30, minimum=1, maximum=1000)
     """Sampling steps a picture."""
@@ -39,12 +43,12 @@ class SamplerSettings:
     def __post_init__(self) -> None:
         check_settings(self)
         for side in ("width", "height"):
-            if getattr(self, side) % 16:
+            if getattr(self, side) % SIDE_STEP:
                 raise TrainerError(f"{side} is {getattr(self, side)}: it must be a multiple of 16")
 
     @property
-    def prompt_list(self) -> tuple[str, ...]:
-        """The prompts, without empty lines."""
+    def typed_prompts(self) -> tuple[str, ...]:
+        """The prompts typed in, without empty lines."""
         return tuple(line.strip() for line in self.prompts.splitlines() if line.strip())
 
 
@@ -77,14 +81,60 @@ class PictureSettings(SamplerSettings):
     guidance_rescale: float = setting(0.0, minimum=0.0, maximum=1.0, step=0.05, is_optional=True)
     """Brings the contrast of the guided prediction back to that without guidance, against overexposed pictures: 0 not
     at all, 1 fully. 0.7 is usual with a strong guidance_scale; KSampler draws as with 0."""
+    prompt_library: str = setting("", is_optional=True)
+    """A JSON file {"name": "prompt", ...} in the input folder or a dataset folder; its prompts are drawn after those
+    typed in, and pictures get their names. Empty for none."""
+    more_sizes: str = setting("", is_optional=True)
+    """Further sizes to draw each prompt in, such as "1536x1024, 768": width x height in pixels, or the side of a
+    square. Empty for width and height alone."""
+    draw_unconditional: bool = setting(False, is_optional=True)
+    """Draw the bare empty prompt as well, without guidance: what is drawn where nothing is said, which training can
+    spoil unseen."""
+    draw_base: bool = setting(False, is_optional=True)
+    """Put beside each picture that of the base, with the same prompt and seed; during a run it is drawn only once."""
+    named_prompts: tuple[NamedPrompt, ...] = ()
+    """Prompts of prompt_library, once it was read."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
+        parse_sizes(self.more_sizes)
         if self.guidance_rescale and self.guidance_scale == 1:
             raise TrainerError(
                 f"guidance_rescale is {self.guidance_rescale:g}, but guidance_scale 1 means no guidance:"
                 " set guidance_rescale to 0, or raise guidance_scale"
             )
+
+    @property
+    def prompt_list(self) -> tuple[str, ...]:
+        """All prompts that are encoded with a system prompt, each once."""
+        return tuple(dict.fromkeys((*self.typed_prompts, *(named.prompt for named in self.named_prompts))))
+
+    @property
+    def sizes(self) -> tuple[tuple[int, int], ...]:
+        """Width and height in pixels of all sizes, each once."""
+        return tuple(dict.fromkeys([(self.width, self.height), *parse_sizes(self.more_sizes)]))
+
+
+def parse_sizes(more_sizes: str) -> tuple[tuple[int, int], ...]:
+    """Width and height in pixels of each size in a list such as "1536x1024, 768".
+
+    Raises:
+        TrainerError: It is no such list, or a size cannot be drawn.
+    """
+    return tuple(_parse_size(text.strip()) for text in more_sizes.split(",") if text.strip())
+
+
+def _parse_size(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d{2,4})(?:\s*[xX]\s*(\d{2,4}))?", text, re.ASCII)
+    if found is None:
+        raise TrainerError(f'more_sizes has {text!r}: write sizes such as "1536x1024" or "768", with commas between')
+    width, height = int(found[1]), int(found[2] or found[1])
+    for side in (width, height):
+        if side % SIDE_STEP or not MIN_SIDE <= side <= MAX_SIDE:
+            raise TrainerError(
+                f"more_sizes has {text!r}: sides must be multiples of {SIDE_STEP} from {MIN_SIDE} to {MAX_SIDE} pixels"
+            )
+    return width, height
 
 
 @dataclass(frozen=True, kw_only=True)
