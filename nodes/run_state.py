@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from ..trainer_core.job import RESERVED_RUN_NAMES
-from ..trainer_core.run_folder import RunFolder
+from ..trainer_core.run_folder import RunFolder, is_step
 
 MAX_CURVE_POINTS = 500
 NUM_RECENT_STEPS = 20
@@ -46,7 +46,7 @@ def read_state(
     run = RunFolder(path=path)
     if live is None and not run.job_path.exists():
         return None
-    records = run.read_log()
+    records = [record for record in run.read_log() if is_step(record)]
     last = records[-1] if records else {}
     progress = (live or {}).get("progress", {})
     samples = run.last_samples()

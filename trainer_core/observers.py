@@ -39,6 +39,9 @@ class RunObserver(Protocol):
     def stepped(self, line: Mapping[str, Any]) -> None:
         """A step is done; its line of log.jsonl."""
 
+    def measured(self, line: Mapping[str, Any]) -> None:
+        """Pictures were scored; their line of log.jsonl."""
+
     def checkpointed(self, step: int, weights_path: Path) -> None:
         """A checkpoint is on disk; its weights may be deleted after this call."""
 

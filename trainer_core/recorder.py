@@ -23,7 +23,7 @@ from .files import copy_atomically, write_safetensors_atomically
 from .held_out_watch import HeldOutWatch
 from .job import TrainJob
 from .observers import RunObserver
-from .run_folder import RunFolder, name_of, step_folder
+from .run_folder import CLIP_SCORE, RunFolder, name_of, step_folder
 from .run_pictures import RunPictures
 from .trained_weights import TrainedWeights
 from .training.checkpoints import WeightsFile, prune_checkpoints, save_checkpoint
@@ -73,7 +73,7 @@ class Recorder:
                 session=self.session,
                 embeds=self.embeds,
                 views=views,
-                should_stop=self.context.should_stop,
+                context=self.context,
             )
             self._pictures.start()
         if self.held_out:
@@ -162,6 +162,13 @@ class Recorder:
         images = [path.relative_to(self.run.path).as_posix() for path in paths]
         prompts, names = self._pictures.describe()
         data = {"step": self.session.step, "images": images, "prompts": prompts, "weights": names}
+        report = self._pictures.score(paths)
+        if report is not None:
+            line = {"step": self.session.step, CLIP_SCORE: report.summary()}
+            self.run.append_log(line)
+            for observer in self.observers:
+                observer.measured(line)
+            data["clip_scores"] = list(report.scores)
         self.context.emit(Event(kind="validation", run=self.run.name, data=data))
 
     def _validated_views(self) -> list[WeightView]:

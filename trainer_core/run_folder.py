@@ -17,6 +17,8 @@ from .weight_names import BEST, EMA, suffix_of, weights_of
 
 ADAPTER_FILE, MODEL_FILE = "adapter.safetensors", "model.safetensors"
 """What training gives: an adapter, or a transformer with native names."""
+CLIP_SCORE = "clip_score"
+"""What a line of the log holds that is not of a step but of the pictures drawn after it."""
 KEPT_BY = {
     EMA: "turn on use_ema in Checkpoints and EMA",
     BEST: "raise held_out_share and turn on keep_best in Validation Prompts",
@@ -84,12 +86,12 @@ class RunFolder:
         return tuple(p for p in pictures if weights in (None, weights_of(p)))
 
     def append_log(self, record: Mapping[str, Any]) -> None:
-        """Add one optimizer step to log.jsonl."""
+        """Add one optimizer step, or the scores of pictures, to log.jsonl."""
         with self.log_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def read_log(self) -> list[dict[str, Any]]:
-        """Records of all steps; what a crash cut short is left out, with everything behind it."""
+        """All records, see `is_step`; what a crash cut short is left out, with everything behind it."""
         if not self.log_path.exists():
             return []
         records = []
@@ -114,7 +116,12 @@ class RunFolder:
 
     def losses(self) -> tuple[float, ...]:
         """Loss of each optimizer step."""
-        return tuple(record["loss"] for record in self.read_log())
+        return tuple(record["loss"] for record in self.read_log() if is_step(record))
+
+
+def is_step(record: Mapping[str, Any]) -> bool:
+    """Whether a record of the log is of an optimizer step, not of the pictures drawn after it."""
+    return CLIP_SCORE not in record
 
 
 def name_of(weights_file: str, weights: str) -> str:

@@ -11,18 +11,24 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
+from .context import StepContext
 from .data.cache import load_embeds
 from .data.index import EmbedIndex
 from .job import TrainJob
 from .run_folder import RunFolder
+from .training.memory import free_memory
 from .training.session import TrainingSession
 from .training.weight_views import WeightView
+from .validation.clip_report import ClipReport, report_clip_scores
 from .validation.pictures import load_prompt_embeds, plan_pictures
 from .validation.render import NOTHING, render_pictures
 from .validation.settings import PictureSettings, ValidationSettings
 from .weight_names import BASE, suffix_of
 
 logger = logging.getLogger(__name__)
+
+NOT_DRAWN = {"draw_base", "prompt_library", "clip_model", "clip_device"}
+"""Settings that change no picture of the base."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +42,7 @@ class RunPictures:
     embeds: EmbedIndex
     views: Sequence[WeightView]
     """The weights that are drawn with."""
-    should_stop: Callable[[], bool]
+    context: StepContext
 
     def start(self) -> None:
         """Draw the base, if that is wanted, not done yet and still possible."""
@@ -57,6 +63,13 @@ class RunPictures:
         weights = {suffix_of(view.name): view.in_use for view in self.views}
         return self._render(self.run.samples_dir(self.session.step), weights, beside)
 
+    def score(self, paths: Sequence[Path]) -> ClipReport | None:
+        """CLIP scores of pictures that `draw` gave, if that is wanted."""
+        report = report_clip_scores(self.settings, paths, self.context)
+        if report is not None:
+            free_memory(self.context.device)
+        return report
+
     def describe(self) -> tuple[list[str], list[str]]:
         """Prompt and weights of each picture that `draw` gives."""
         names = [view.name for view in self.views] + [BASE] * self._has_base
@@ -70,7 +83,8 @@ class RunPictures:
     @property
     def _base_dir(self) -> Path:
         """Its name tells with which settings the base was drawn."""
-        facts = {field.name: getattr(self.settings, field.name) for field in dataclasses.fields(PictureSettings)}
+        names = {field.name for field in dataclasses.fields(PictureSettings)} - NOT_DRAWN
+        facts = {name: getattr(self.settings, name) for name in sorted(names)}
         facts["named_prompts"] = [dataclasses.astuple(named) for named in self.settings.named_prompts]
         key = hashlib.sha256(json.dumps([facts, self.embeds.system_prompt]).encode()).hexdigest()[:12]
         return self.run.path / "samples" / f"base-{key}"
@@ -97,7 +111,7 @@ class RunPictures:
             negative_embeds=load_embeds(self.embeds.negative_path(self.settings.negative_prompt)),
             precision=self.job.model.precision,
             folder=folder,
-            should_stop=self.should_stop,
+            should_stop=self.context.should_stop,
             weights=weights,
             beside=beside,
         )

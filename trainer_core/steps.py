@@ -32,13 +32,14 @@ from .lumina2.timesteps import NoiseSettings
 from .publish.settings import HubSettings, TrackingSettings
 from .results import DatasetReport, TrainFullResult, TrainResult, ValidationResult
 from .run_folder import RunFolder, choose_file
-from .scores import describe_scores
+from .scores import describe_run_losses, describe_scores
 from .settings import check_file_name, check_settings, setting
 from .train import train
 from .training.memory import free_memory
 from .training.settings import CheckpointSettings, OptimizerSettings
 from .validate import draw_validation
-from .validation.pictures import with_prompt_library
+from .validation.clip_report import describe_clip_scores, report_clip_scores
+from .validation.pictures import with_files, with_prompt_library
 from .validation.settings import ValidateSettings, ValidationSettings
 from .weight_names import LIVE, WEIGHTS
 
@@ -196,7 +197,7 @@ def train_lora(
         adapter=_located(adapter_settings or LoRASettings(), context),
         optimizer=optimizer_settings or OptimizerSettings(),
         noise=noise_schedule or NoiseSettings(),
-        validation=validation and with_prompt_library(validation, context),
+        validation=validation and with_files(validation, context),
         checkpoints=checkpoints or CheckpointSettings(),
         tracking=tracking,
         hub=hub,
@@ -240,7 +241,7 @@ def train_full(
         train=settings,
         optimizer=optimizer_settings or OptimizerSettings(),
         noise=noise_schedule or NoiseSettings(),
-        validation=validation and with_prompt_library(validation, context),
+        validation=validation and with_files(validation, context),
         checkpoints=checkpoints or CheckpointSettings(),
         tracking=tracking,
         hub=hub,
@@ -260,10 +261,15 @@ def validate(
     settings: ValidateSettings, *, model: Lumina2Model, adapter: Adapter | None = None, context: StepContext
 ) -> ValidationResult:
     """Draw the prompts with the model and, if given, the adapter."""
-    settings = with_prompt_library(settings, context)
+    settings = with_files(settings, context)
     images = draw_validation(settings, model, adapter, context)
-    scores = describe_scores(RunFolder(path=Path(adapter.run_dir))) if adapter else ""
-    return ValidationResult(images=images, scores=scores)
+    report = report_clip_scores(settings, images, context)
+    free_memory(context.device)
+    texts = [
+        describe_clip_scores(report.summary()) if report else "",
+        describe_run_losses(RunFolder(path=Path(adapter.run_dir))) if adapter else "",
+    ]
+    return ValidationResult(images=images, scores="\n".join(filter(None, texts)))
 
 
 def save_adapter(settings: SaveAdapterSettings, *, adapter: Adapter, context: StepContext) -> tuple[Path, ...]:

@@ -305,6 +305,7 @@ def test_lines_become_named_numbers() -> None:
     measured = {"loss": 0.5, "held_out": {"loss": 0.3, "is_overfit": True}, "held_out_ema": {"loss": 0.2}}
     expected = {"train/loss": 0.5, "held_out/loss": 0.3, "held_out/is_overfit": 1.0, "held_out_ema/loss": 0.2}
     assert flatten_line(measured) == expected
+    assert flatten_line({"step": 9, "clip_score": {"live": 27.5}}) == {"clip_score/live": 27.5}
 
 
 def test_tokens_are_blanked_in_what_a_service_says(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -19,7 +19,7 @@ PATIENCE_SECONDS = 60.0
 """How long a finished run waits for a tracker to take the last values."""
 NUM_BINS = 20
 """Of t in the log's `loss_by_bin`."""
-MEASURED = "held_out"
+MEASURED = ("held_out", "clip_score")
 """What names of groups of numbers in the log begin with."""
 
 
@@ -79,6 +79,11 @@ class Tracking:
     def stepped(self, line: Mapping[str, Any]) -> None:
         """Log a line of log.jsonl."""
         values = {**flatten_line(line), "train/loss_smoothed": self._smoothed.add(line["loss"])}
+        self._tell(lambda tracker: tracker.log(values, line["step"]))
+
+    def measured(self, line: Mapping[str, Any]) -> None:
+        """Log a line of log.jsonl that is not of a step."""
+        values = flatten_line(line)
         self._tell(lambda tracker: tracker.log(values, line["step"]))
 
     def checkpointed(self, step: int, weights_path: Path) -> None:

@@ -12,6 +12,7 @@ from ..context import StepContext
 from ..data.cache import load_embeds
 from ..data.index import EmbedIndex
 from ..lumina2.prompts import UNCONDITIONAL
+from .clip_score import find_clip_model
 from .prompt_library import read_prompt_library
 from .settings import PictureSettings
 
@@ -45,6 +46,22 @@ def with_prompt_library(settings: Settings, context: StepContext) -> Settings:
         return settings
     path = context.resolve_inside_roots(settings.prompt_library.strip(), "prompt_library")
     return dataclasses.replace(settings, named_prompts=read_prompt_library(path))
+
+
+def with_clip_model(settings: Settings, context: StepContext) -> Settings:
+    """The same settings with the folder of their CLIP model.
+
+    Raises:
+        TrainerError: There is no such model, or what computes the scores is not installed.
+    """
+    if not settings.clip_model.strip():
+        return settings
+    return dataclasses.replace(settings, clip_model=str(find_clip_model(settings.clip_model.strip(), context)))
+
+
+def with_files(settings: Settings, context: StepContext) -> Settings:
+    """The same settings with everything they name."""
+    return with_clip_model(with_prompt_library(settings, context), context)
 
 
 def load_prompt_embeds(settings: PictureSettings, index: EmbedIndex) -> dict[str, Tensor]:

@@ -9,6 +9,7 @@ from ..errors import TrainerError
 from ..lumina2.prompts import SYSTEM_PROMPTS
 from ..lumina2.sampling import SCHEDULES
 from ..settings import check_settings, setting
+from .clip_score import CLIP_DEVICES
 from .prompt_library import NamedPrompt
 
 FROM_ADAPTER = "from adapter"
@@ -92,6 +93,12 @@ class PictureSettings(SamplerSettings):
     spoil unseen."""
     draw_base: bool = setting(False, is_optional=True)
     """Put beside each picture that of the base, with the same prompt and seed; during a run it is drawn only once."""
+    clip_model: str = setting("", is_optional=True)
+    """A CLIP model that scores how well each picture fits its prompt: a folder in models/text_encoders, or the name of
+    a repository on huggingface.co such as openai/clip-vit-large-patch14, which is downloaded. Empty for none."""
+    clip_device: str = setting("cpu", choices=CLIP_DEVICES, is_optional=True)
+    """Where pictures are scored: "cpu" takes about a second each and no memory of the GPU, "device" 2 GiB for a while.
+    For clip_model."""
     named_prompts: tuple[NamedPrompt, ...] = ()
     """Prompts of prompt_library, once it was read."""
 
