@@ -116,7 +116,8 @@ class Demo:
 
     def measure(self, adapter: Path | None = None) -> float:
         """Held-out loss of the base, or with an adapter."""
-        return demo.measure(self._model, self._held_out, self.context, adapter).mean
+        losses = demo.measure(self._model, self._held_out, self.context, adapter)
+        return statistics.mean(losses.values())
 
     def train(self, name: str, choice: Choice, num_steps: int, seed: int) -> dict[str, float]:
         """Train once: held-out loss, seconds a step and size of the file."""

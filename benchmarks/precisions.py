@@ -78,8 +78,8 @@ def measure(precision: str, num_steps: int, num_seeds: int, folder: Path) -> dic
         )
         result["seconds_per_step"].append((time.perf_counter() - started) / num_steps)
         before, after = demo.measure_adapter(model, held_out, Path(trained.adapter.path), context)
-        result["before"].append(before.mean)
-        result["after"].append(after.mean)
+        result["before"].append(statistics.fmean(before.values()))
+        result["after"].append(statistics.fmean(after.values()))
     return result
 
 

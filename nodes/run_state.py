@@ -9,8 +9,10 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+from PIL import Image
+
 from ..trainer_core.job import RESERVED_RUN_NAMES
-from ..trainer_core.run_folder import RunFolder, step_of
+from ..trainer_core.run_folder import RunFolder, is_step, step_of
 
 MAX_CURVE_POINTS = 500
 NUM_RECENT_STEPS = 20
@@ -50,7 +52,7 @@ def read_state(
     run = RunFolder(path=path)
     if live is None and not run.job_path.exists():
         return None
-    records = run.read_log()
+    records = [record for record in run.read_log() if is_step(record)]
     last = records[-1] if records else {}
     progress = (live or {}).get("progress", {})
     validations = _list_validations(run, view_of)
@@ -78,25 +80,33 @@ def read_state(
 def draws_pictures(path: Path) -> bool:
     """Whether a run has validation prompts."""
     validation = _read_job(RunFolder(path=path)).get("validation") or {}
-    return bool(validation.get("prompts", "").strip())
+    return any(
+        (validation.get("prompts", "").strip(), validation.get("named_prompts"), validation.get("draw_unconditional"))
+    )
 
 
 def _list_validations(run: RunFolder, view_of: Callable[[Path], dict[str, str]]) -> list[dict[str, Any]]:
     """Step, pictures and the prompt of each picture, of every validation in order."""
-    prompts = (_read_job(run).get("validation") or {}).get("prompts", "").splitlines()
-    known = [prompt.strip() for prompt in prompts if prompt.strip()]
     found = []
     for folder in sorted((run.path / "samples").glob("step-*"), key=step_of):
         pictures = sorted(folder.glob("*.png"))
-        numbers = [int(number[0]) if (number := re.match(r"\d+", path.stem)) else -1 for path in pictures]
         found.append(
             {
                 "step": step_of(folder),
                 "images": [view_of(picture) for picture in pictures],
-                "prompts": [known[number] if 0 <= number < len(known) else "" for number in numbers],
+                "prompts": [_prompt_of(picture) for picture in pictures],
             }
         )
     return found
+
+
+def _prompt_of(picture: Path) -> str:
+    """What it was drawn from, as its file says."""
+    try:
+        with Image.open(picture) as image:
+            return str(image.info.get("prompt", ""))
+    except OSError:  # half a file, or none any more
+        return ""
 
 
 def _mean_by_bin(records: list[dict[str, Any]]) -> dict[str, float]:

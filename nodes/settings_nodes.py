@@ -14,6 +14,7 @@ from ..trainer_core.training.settings import CheckpointSettings
 from ..trainer_core.training.settings import OptimizerSettings as OptimizerSettingsValues
 from ..trainer_core.validation.settings import ValidationSettings
 from . import host, sockets
+from .prompt_library import fingerprint_prompt_library
 from .widgets import build_widgets
 
 CATEGORY = "Lumina2 Trainer/settings"
@@ -142,6 +143,10 @@ class ValidationPrompts(io.ComfyNode):
                 )
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **widgets: Any) -> str:
+        return fingerprint_prompt_library(widgets.get("prompt_library"))
 
     @classmethod
     def execute(cls, **widgets: Any) -> io.NodeOutput:

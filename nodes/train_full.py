@@ -80,4 +80,4 @@ class TrainFullModel(io.ComfyNode):
             )
             host.watch_run(settings.run_name, result.model.base_path)
             pictures = read_images(result.validation_images)
-            return io.NodeOutput(result.model, to_loss_map(result.losses), pictures)
+            return io.NodeOutput(result.model, to_loss_map(result.losses), pictures, result.scores)

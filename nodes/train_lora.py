@@ -92,4 +92,5 @@ class TrainLoRA(io.ComfyNode):
             )
             host.watch_run(settings.run_name, result.adapter.path)
             pictures = read_images(result.validation_images)
-            return io.NodeOutput(result.adapter, read_lora(result.adapter.path), to_loss_map(result.losses), pictures)
+            lora, losses = read_lora(result.adapter.path), to_loss_map(result.losses)
+            return io.NodeOutput(result.adapter, lora, losses, pictures, result.scores)

@@ -51,4 +51,7 @@ def report_outputs() -> list[io.Output]:
             display_name="validation_images",
             tooltip="Pictures of the last validation; one small black picture if there was none.",
         ),
+        io.String.Output(
+            display_name="scores", tooltip="Held-out loss and other measurements, for people; empty without any."
+        ),
     ]

@@ -12,6 +12,7 @@ from ..trainer_core.lumina2.model_files import Lumina2Model
 from ..trainer_core.validation.settings import ValidateSettings
 from . import host, sockets
 from .pictures import read_images
+from .prompt_library import fingerprint_prompt_library
 from .widgets import build_widgets
 
 
@@ -34,11 +35,18 @@ class Validate(io.ComfyNode):
             ],
             outputs=[
                 io.Image.Output(display_name="images", tooltip="One picture for each prompt, in order."),
-                io.String.Output(display_name="scores", tooltip="Measured quality, for people; empty so far."),
+                io.String.Output(
+                    display_name="scores",
+                    tooltip="What was measured of the run, such as its held-out loss, for people.",
+                ),
             ],
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **widgets: Any) -> str:
+        return fingerprint_prompt_library(widgets.get("prompt_library"))
 
     @classmethod
     def execute(cls, model: Lumina2Model, adapter: Adapter | None = None, **widgets: Any) -> io.NodeOutput:

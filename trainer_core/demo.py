@@ -5,16 +5,16 @@ from __future__ import annotations
 import time
 from dataclasses import dataclass
 from pathlib import Path
-
-from torch import Tensor
+from statistics import fmean
 
 from . import steps
 from .adapters.export import read_adapter
 from .adapters.lora import LoRASettings
 from .adapters.merge import merge_adapter
 from .context import DEMO_DIR, StepContext
-from .data.cache import join_samples, load_embeds, load_latents, read_embed_index, read_latent_index
+from .data.cache import join_samples, read_embed_index, read_latent_index
 from .data.folder import DatasetFolderSettings
+from .held_out_watch import to_held_out_sample
 from .job import TrainLoRASettings
 from .lumina2.base_files import load_base_transformer
 from .lumina2.model_files import LoadSettings, Lumina2Model
@@ -22,7 +22,8 @@ from .lumina2.timesteps import NoiseSettings
 from .training.memory import free_memory, peak_memory_gib
 from .training.settings import OptimizerSettings
 from .validation.comparison import draw_comparison
-from .validation.held_out_loss import HeldOutLoss, held_out_loss
+from .validation.confidence import estimate_change
+from .validation.held_out_loss import HeldOutSample, held_out_losses
 from .validation.settings import ValidateSettings, ValidationSettings
 
 TRIGGER_WORDS = "fluent3d style"
@@ -46,8 +47,7 @@ OPTIMIZER = OptimizerSettings(lr_schedule="cosine", num_warmup_steps=10)
 class HeldOutSamples:
     """Captioned pictures in the new style that are not trained on."""
 
-    latents: list[Tensor]
-    prompt_embeds: list[Tensor]
+    samples: list[HeldOutSample]
     captions: tuple[str, ...]
     """With trigger words."""
 
@@ -110,52 +110,52 @@ def read_held_out(model: Lumina2Model, context: StepContext) -> HeldOutSamples:
     )
     samples = join_samples(read_latent_index(latents), read_embed_index(embeds))
     return HeldOutSamples(
-        latents=[load_latents(sample.latents_path) for sample in samples],
-        prompt_embeds=[load_embeds(sample.embeds_path) for sample in samples],
+        samples=[to_held_out_sample(sample) for sample in samples],
         captions=tuple(sample.caption for sample in samples),
     )
 
 
 def measure_adapter(
     model: Lumina2Model, held_out: HeldOutSamples, adapter_path: Path, context: StepContext
-) -> tuple[HeldOutLoss, HeldOutLoss]:
-    """Held-out loss before and after, with the same noise and times."""
+) -> tuple[dict[str, float], dict[str, float]]:
+    """Held-out loss of each picture before and after, with the same noise and times."""
     return measure(model, held_out, context), measure(model, held_out, context, adapter_path)
 
 
 def measure(
     model: Lumina2Model, held_out: HeldOutSamples, context: StepContext, adapter_path: Path | None = None
-) -> HeldOutLoss:
-    """Held-out loss of the base, or of the base with an adapter."""
+) -> dict[str, float]:
+    """Held-out loss of each picture, with the base or with the base and an adapter."""
     transformer = load_base_transformer(model, context.device)
     if adapter_path is not None:
         merge_adapter(transformer, read_adapter(adapter_path).tensors, 1.0)
-    loss = held_out_loss(
+    losses = held_out_losses(
         transformer,
-        held_out.latents,
-        held_out.prompt_embeds,
+        held_out.samples,
         noise_settings=NoiseSettings(),
         precision=model.precision,
         num_draws=NUM_DRAWS,
         seed=TRAIN.seed,
+        batch_size=TRAIN.batch_size,
     )
     free_memory(context.device)
-    return loss
+    return losses
 
 
 def _describe(
-    losses: tuple[HeldOutLoss, HeldOutLoss],
+    losses: tuple[dict[str, float], dict[str, float]],
     seconds: float,
     peak_gib: float,
     was_reused: bool,
     comparison_path: Path,
     adapter_path: Path,
 ) -> str:
-    before, after = losses
-    change = (after.mean / before.mean - 1) * 100
+    before, after = (fmean(of_pictures.values()) for of_pictures in losses)
+    change = estimate_change(*losses)
     rows = [
-        ("held-out loss before", f"{before.mean:.4f} +- {before.standard_error:.4f}"),
-        ("held-out loss after", f"{after.mean:.4f} +- {after.standard_error:.4f}  ({change:+.1f}%)"),
+        ("held-out loss before", f"{before:.4f}"),
+        ("held-out loss after", f"{after:.4f}  ({(after / before - 1) * 100:+.1f}%)"),
+        ("its change, 95%", f"{change.mean:+.4f} +- {change.margin:.4f} over {len(losses[0])} pictures"),
         ("seconds", f"{seconds:.0f}{' (training was done before)' if was_reused else ''}"),
         ("peak memory", f"{peak_gib:.2f} GiB"),
         ("before and after", str(comparison_path)),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -30,6 +31,8 @@ DTYPE_NAMES = {
     torch.bool: "BOOL",
 }
 """Names of dtypes in a safetensors header."""
+COPY_BYTES = 2**24
+"""Copied at once."""
 
 
 def write_bytes_atomically(path: Path, content: bytes) -> None:
@@ -41,6 +44,12 @@ def write_bytes_atomically(path: Path, content: bytes) -> None:
 def write_json_atomically(path: Path, content: Mapping[str, Any]) -> None:
     """Write indented JSON; keys keep their order."""
     write_bytes_atomically(path, (json.dumps(content, indent=2, ensure_ascii=False) + "\n").encode())
+
+
+def copy_atomically(source: Path, target: Path) -> None:
+    """Copy a file that may be large."""
+    with source.open("rb") as content, _replacing(target) as file:
+        shutil.copyfileobj(content, file, COPY_BYTES)
 
 
 def find_free_path(folder: Path, name: str, ending: str) -> Path:

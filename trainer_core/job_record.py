@@ -22,10 +22,10 @@ IDENTITY_EXCLUDES = frozenset({"run_name", "gradient_checkpointing", "memory", "
 def fingerprint_job(job: TrainJob) -> str:
     """Identifies what is learned: base, data, adapter, optimizer, noise, rollout.
 
-    How a run is watched is left out (validation, checkpoints, recomputation, tracking, hub), so that changing it
-    resumes the run.
+    How a run is watched is left out (validation except the share held out, checkpoints, recomputation, tracking, hub),
+    so that changing it resumes the run.
     """
-    identity = {
+    identity: dict[str, Any] = {
         "model": [job.model.fingerprint, job.model.precision, job.model.text_attention],
         "data": [job.latents.fingerprint, job.embeds.fingerprint],
         "train": _identity_of(job.train),
@@ -35,6 +35,8 @@ def fingerprint_job(job: TrainJob) -> str:
         **({} if job.rollout is None else {"rollout": dataclasses.asdict(job.rollout)}),  # not in older versions
         "ema": [job.checkpoints.ema_decay, job.checkpoints.ema_step_interval] if job.checkpoints.use_ema else None,
     }
+    if job.validation is not None and job.validation.held_out_share:
+        identity["held_out_share"] = job.validation.held_out_share
     return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
 
 

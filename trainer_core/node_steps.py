@@ -66,7 +66,7 @@ NODE_STEPS: dict[str, NodeStep] = {
             "hub",
             "rollout",
         ),
-        outputs=("adapter", None, None, None),
+        outputs=("adapter", None, None, None, "scores"),
     ),
     "Lumina2TrainFull": NodeStep(
         settings=TrainFullSettings,
@@ -83,10 +83,10 @@ NODE_STEPS: dict[str, NodeStep] = {
             "hub",
             "rollout",
         ),
-        outputs=("model", None, None),
+        outputs=("model", None, None, "scores"),
     ),
     "Lumina2Validate": NodeStep(
-        settings=ValidateSettings, run=steps.validate, sockets=("model", "adapter"), outputs=(None, None)
+        settings=ValidateSettings, run=steps.validate, sockets=("model", "adapter"), outputs=(None, "scores")
     ),
     "Lumina2Compare": NodeStep(
         settings=CompareSettings, run=compare, sockets=("model", "adapter"), outputs=(None, None, "grid_path")

@@ -20,8 +20,9 @@ from .publish.hub import FinishedFiles, HubUpload, UploadSource, link_or_copy
 from .publish.model_card import CardFacts
 from .publish.notices import Level, Report
 from .publish.tracking import Tracking
-from .run_folder import LIVE, RunFolder
+from .run_folder import RunFolder
 from .shared_facts import describe_datasets, describe_sampler, describe_settings_for_others
+from .weight_names import LIVE
 
 logger = logging.getLogger(__name__)
 
@@ -37,6 +38,9 @@ class RunObserver(Protocol):
 
     def stepped(self, line: Mapping[str, Any]) -> None:
         """A step is done; its line of log.jsonl."""
+
+    def measured(self, line: Mapping[str, Any]) -> None:
+        """Pictures were scored; their line of log.jsonl."""
 
     def checkpointed(self, step: int, weights_path: Path) -> None:
         """A checkpoint is on disk; its weights may be deleted after this call."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 import datetime
 import math
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -15,22 +15,29 @@ from torch import Tensor
 
 from .adapters.metadata import RunFacts
 from .context import StepContext
-from .data.cache import TrainingSample, load_embeds
+from .data.cache import TrainingSample
 from .data.index import EmbedIndex
+from .errors import StopTraining
 from .events import Event
-from .files import write_safetensors_atomically
+from .files import copy_atomically, write_safetensors_atomically
+from .held_out_watch import HeldOutWatch
 from .job import TrainJob
 from .observers import RunObserver
-from .run_folder import LIVE, RunFolder, name_of, step_folder, suffix_of
+from .run_folder import CLIP_SCORE, RunFolder, name_of, step_folder
+from .run_pictures import RunPictures
 from .trained_weights import TrainedWeights
 from .training.checkpoints import WeightsFile, prune_checkpoints, save_checkpoint
 from .training.memory_plan import MemoryPlan
 from .training.session import StepRecord, TrainingSession
 from .training.weight_views import VALIDATED_WEIGHTS, WeightView
-from .validation.render import render_prompts
+from .validation.held_out_log import find_best
+from .validation.pictures import plan_pictures
+from .weight_names import BEST, LIVE
 
 SPEED_WINDOW = 20
 """Steps over which seconds a step is averaged."""
+WEIGHTS_KEY = "lumina2_trainer.weights"
+"""Metadata of a file: which weights it holds."""
 
 
 @dataclass(kw_only=True)
@@ -43,16 +50,58 @@ class Recorder:
     weights: TrainedWeights
     memory: MemoryPlan
     samples: Sequence[TrainingSample]
+    held_out: Sequence[TrainingSample]
+    """What is not trained on."""
     embeds: EmbedIndex
     observers: Sequence[RunObserver]
     context: StepContext
     _seconds: list[float] = field(default_factory=list)
     _validated_step: int = -1
+    _held_out: HeldOutWatch | None = None
+    _pictures: RunPictures | None = None
+
+    def start(self) -> None:
+        """Before the first step of a run, or of its continuation."""
+        settings, views = self.job.validation, self._validated_views()
+        if settings is None:
+            return
+        if plan_pictures(settings):
+            self._pictures = RunPictures(
+                job=self.job,
+                settings=settings,
+                run=self.run,
+                session=self.session,
+                embeds=self.embeds,
+                views=views,
+                context=self.context,
+            )
+            self._pictures.start()
+        if self.held_out:
+            self._held_out = HeldOutWatch(
+                job=self.job,
+                settings=settings,
+                run=self.run,
+                session=self.session,
+                samples=self.held_out,
+                views=views,
+                write=self._write_best,
+                emit=self.context.emit,
+                before_batch=self._stop_if_asked,
+            )
+            self._held_out.start()
+
+    def _stop_if_asked(self) -> None:
+        if self.context.should_stop():
+            raise StopTraining
 
     def record_step(self, record: StepRecord) -> None:
         """Log one step and do what is due after it or was asked for."""
         line = {name: value for name, value in dataclasses.asdict(record).items() if value is not None}
-        self.run.append_log(line)
+        try:
+            if self._held_out is not None and self._held_out.is_due(record.step):
+                line |= self._held_out.measure()
+        finally:  # the step is done, whatever becomes of the measurement
+            self.run.append_log(line)
         for observer in self.observers:
             observer.stepped(line)
         self._seconds = [*self._seconds[1 - SPEED_WINDOW :], record.seconds]
@@ -62,7 +111,7 @@ class Recorder:
             self.save_checkpoint()
         validation = self.job.validation
         if "validate" in requests or (validation and _is_due(record.step, validation.every_num_steps)):
-            self.validate(self.context.should_stop)
+            self.validate()
 
     def _emit_progress(self, record: StepRecord) -> None:
         seconds_per_step = sum(self._seconds) / len(self._seconds)
@@ -103,40 +152,52 @@ class Recorder:
         path = (folder / self.weights.file_name).relative_to(self.run.path).as_posix()
         self.context.emit(Event(kind="checkpoint", run=self.run.name, data={"step": step, "path": path}))
 
-    def validate(self, should_stop: Callable[[], bool] = lambda: False) -> None:
+    def validate(self) -> None:
         """Draw the validation prompts with the weights as they are, with their average, or both."""
-        settings = self.job.validation
-        if settings is None or not settings.prompt_list or self._validated_step == self.session.step:
+        if self._pictures is None or self._validated_step == self.session.step:
             return
-        chosen = VALIDATED_WEIGHTS[self.job.checkpoints.ema_validation] if self.session.ema else (LIVE,)
-        views = [view for view in self.session.views if view.name in chosen]
-        paths = render_prompts(
-            settings,
-            transformer=self.session.transformer,
-            vae_path=Path(self.job.model.vae_path),
-            prompt_embeds={prompt: load_embeds(self.embeds.prompts[prompt]) for prompt in settings.prompt_list},
-            negative_embeds=load_embeds(self.embeds.negative_path(settings.negative_prompt)),
-            precision=self.job.model.precision,
-            folder=self.run.samples_dir(self.session.step),
-            should_stop=should_stop,
-            weights={suffix_of(view.name): view.in_use for view in views},
-        )
+        paths = self._pictures.draw()
         self._validated_step = self.session.step
         for observer in self.observers:
             observer.validated(self.session.step, paths)
         images = [path.relative_to(self.run.path).as_posix() for path in paths]
-        prompts = [prompt for prompt in settings.prompt_list for _ in views]
-        names = [view.name for _ in settings.prompt_list for view in views]
+        prompts, names = self._pictures.describe()
         data = {"step": self.session.step, "images": images, "prompts": prompts, "weights": names}
+        report = self._pictures.score(paths)
+        if report is not None:
+            line = {"step": self.session.step, CLIP_SCORE: report.summary()}
+            self.run.append_log(line)
+            for observer in self.observers:
+                observer.measured(line)
+            data["clip_scores"] = list(report.scores)
         self.context.emit(Event(kind="validation", run=self.run.name, data=data))
+
+    def _validated_views(self) -> list[WeightView]:
+        """The weights that are looked at: as they are, their average, or both."""
+        chosen = VALIDATED_WEIGHTS[self.job.checkpoints.ema_validation] if self.session.ema else (LIVE,)
+        return [view for view in self.session.views if view.name in chosen]
 
     def finish(self) -> None:
         """Last checkpoint, last pictures, and the finished weights, whose presence ends the run."""
         self.save_checkpoint()
-        self.validate(self.context.should_stop)
+        if self._held_out is not None:
+            self._held_out.measure()  # unless that was done after the last step
+        self.validate()
+        self._finish_best()
         for file in reversed(self._files()):  # the live weights last
             with file.opened() as tensors:
                 write_safetensors_atomically(self.run.final_path.with_name(file.name), tensors, file.metadata)
+
+    def _write_best(self, view: WeightView, path: Path) -> None:
+        with self._export(view) as tensors:
+            write_safetensors_atomically(path, tensors, {**self._metadata(), WEIGHTS_KEY: BEST})
+
+    def _finish_best(self) -> None:
+        """Put the weights with the lowest held-out loss beside where the others will be."""
+        best = find_best(self.run.held_out_log.read()) if self._held_out is not None else None
+        if best is not None and self.run.best_path(best.step).exists():
+            final = self.run.final_path
+            copy_atomically(self.run.best_path(best.step), final.with_name(name_of(final.name, BEST)))
 
     def _files(self) -> list[WeightsFile]:
         """What other programs read, the live weights first."""
@@ -145,7 +206,7 @@ class Recorder:
             WeightsFile(
                 name=name_of(self.weights.file_name, view.name),
                 opened=partial(self._export, view),
-                metadata={**metadata, "lumina2_trainer.weights": view.name},
+                metadata={**metadata, WEIGHTS_KEY: view.name},
                 is_trained=view.is_trained,
             )
             for view in self.session.views

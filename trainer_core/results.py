@@ -32,6 +32,8 @@ class TrainResult:
     """Pictures of the last validation, in the order of the prompts; empty without validation."""
     reused: bool
     """The run had already finished and nothing was trained."""
+    scores: str
+    """What was measured, for people; empty if nothing was."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,6 +48,8 @@ class TrainFullResult:
     """Pictures of the last validation, in the order of the prompts; empty without validation."""
     reused: bool
     """The run had already finished and nothing was trained."""
+    scores: str
+    """What was measured, for people; empty if nothing was."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -54,4 +58,4 @@ class ValidationResult:
 
     images: tuple[Path, ...]
     scores: str
-    """For people; empty while no score is computed."""
+    """What was measured, for people; empty if nothing was."""

@@ -12,12 +12,18 @@ from typing import Any
 
 from .errors import TrainerError
 from .files import write_bytes_atomically, write_json_atomically
+from .validation.held_out_log import HeldOutLog
+from .weight_names import BEST, EMA, suffix_of, weights_of
 
 ADAPTER_FILE, MODEL_FILE = "adapter.safetensors", "model.safetensors"
 """What training gives: an adapter, or a transformer with native names."""
-LIVE, EMA = "live", "ema"
-WEIGHTS = (LIVE, EMA)
-"""The weights as trained, and their running average: what can be chosen where a file is written."""
+CLIP_SCORE = "clip_score"
+"""What a line of the log holds that is not of a step but of the pictures drawn after it."""
+KEPT_BY = {
+    EMA: "turn on use_ema in Checkpoints and EMA",
+    BEST: "raise held_out_share and turn on keep_best in Validation Prompts",
+}
+"""What makes a run keep other weights than the live ones."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,6 +57,20 @@ class RunFolder:
         return self.path / "final" / self.weights_file
 
     @property
+    def best_dir(self) -> Path:
+        """While the run goes on, weights with the lowest held-out loss, in a folder named by their step."""
+        return self.path / "best"
+
+    def best_path(self, step: int) -> Path:
+        """The weights of a step that had the lowest held-out loss."""
+        return self.best_dir / step_folder(step) / self.weights_file
+
+    @property
+    def held_out_log(self) -> HeldOutLog:
+        """Held-out losses of the run."""
+        return HeldOutLog(path=self.path / "held_out.jsonl")
+
+    @property
     def is_finished(self) -> bool:
         """Whether the run has come to its end, of whichever kind it is."""
         return any((self.path / "final" / name).exists() for name in (ADAPTER_FILE, MODEL_FILE))
@@ -63,15 +83,15 @@ class RunFolder:
         """Pictures of the last validation, in the order of the prompts: of all weights, or of these."""
         folders = sorted((self.path / "samples").glob("step-*"), key=step_of)
         pictures = sorted(folders[-1].glob("*.png")) if folders else []
-        return tuple(p for p in pictures if weights is None or p.stem.lstrip("0123456789") == suffix_of(weights))
+        return tuple(p for p in pictures if weights in (None, weights_of(p)))
 
     def append_log(self, record: Mapping[str, Any]) -> None:
-        """Add one optimizer step to log.jsonl."""
+        """Add one optimizer step, or the scores of pictures, to log.jsonl."""
         with self.log_path.open("a", encoding="utf-8") as file:
             file.write(json.dumps(record, ensure_ascii=False) + "\n")
 
     def read_log(self) -> list[dict[str, Any]]:
-        """Records of all steps; what a crash cut short is left out, with everything behind it."""
+        """All records, see `is_step`; what a crash cut short is left out, with everything behind it."""
         if not self.log_path.exists():
             return []
         records = []
@@ -96,12 +116,12 @@ class RunFolder:
 
     def losses(self) -> tuple[float, ...]:
         """Loss of each optimizer step."""
-        return tuple(record["loss"] for record in self.read_log())
+        return tuple(record["loss"] for record in self.read_log() if is_step(record))
 
 
-def suffix_of(weights: str) -> str:
-    """What is added to the names of files that hold, or were drawn with, these weights."""
-    return "" if weights == LIVE else f"_{weights}"
+def is_step(record: Mapping[str, Any]) -> bool:
+    """Whether a record of the log is of an optimizer step, not of the pictures drawn after it."""
+    return CLIP_SCORE not in record
 
 
 def name_of(weights_file: str, weights: str) -> str:
@@ -124,7 +144,7 @@ def choose_file(path: Path, weights: str) -> Path:
     if chosen != path and not chosen.exists():
         raise TrainerError(
             f'weights is "{weights}", but there is no {chosen.name} beside {path.name}:'
-            ' turn on use_ema in Checkpoints and EMA and train again, or choose "live"'
+            f' {KEPT_BY[weights]} and train again, or choose "live"'
         )
     return chosen
 

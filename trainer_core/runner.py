@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import inspect
 import logging
 from collections.abc import Callable
@@ -11,6 +10,7 @@ from typing import Any
 from .context import StepContext
 from .errors import TrainerError
 from .node_steps import NODE_STEPS
+from .settings import describe_settings
 from .workflow import Workflow, WorkflowNode
 
 logger = logging.getLogger(__name__)
@@ -44,7 +44,7 @@ def run_workflow(workflow: Workflow, context: StepContext) -> dict[str, Any]:
 
 def _settings_of(node: WorkflowNode) -> Any:
     cls = NODE_STEPS[node.type].settings
-    names = {field.name for field in dataclasses.fields(cls)}
+    names = {field.name for field in describe_settings(cls)}
     linked = [name for name in node.links if name in names]
     if linked:
         raise TrainerError(

@@ -11,12 +11,15 @@ from typing import Any
 from .data.index import LatentIndex
 from .job import TrainJob
 from .publish.model_card import CardDataset
-from .validation.settings import SamplerSettings
+from .validation.pictures import plan_pictures
+from .validation.settings import PictureSettings
 
 SHARED_PARTS = ("train", "adapter", "optimizer", "noise", "rollout")
 """Parts of a job that say how it learns."""
 PRIVATE_FIELDS = frozenset({"folder", "caption"})
 """Of a dataset's folder."""
+PROMPT_FIELDS = frozenset({"prompts", "prompt_library", "named_prompts"})
+"""Of validation."""
 
 
 def describe_settings_for_others(job: TrainJob) -> dict[str, Any]:
@@ -31,9 +34,9 @@ def describe_settings_for_others(job: TrainJob) -> dict[str, Any]:
 
 def describe_sampler(job: TrainJob) -> dict[str, str]:
     """How validation pictures are drawn, without the prompts; empty if none are."""
-    if job.validation is None or not job.validation.prompt_list:
+    if job.validation is None or not plan_pictures(job.validation):
         return {}
-    names = {field.name for field in dataclasses.fields(SamplerSettings)} - {"prompts"}
+    names = {field.name for field in dataclasses.fields(PictureSettings)} - PROMPT_FIELDS
     values = dataclasses.asdict(job.validation)
     return {name: str(_without_folders(value)) for name, value in values.items() if name in names}
 

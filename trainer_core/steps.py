@@ -31,14 +31,18 @@ from .lumina2.prompts import SYSTEM_PROMPTS, UNCONDITIONAL, resolve_system_promp
 from .lumina2.timesteps import NoiseSettings
 from .publish.settings import HubSettings, TrackingSettings
 from .results import DatasetReport, TrainFullResult, TrainResult, ValidationResult
-from .run_folder import LIVE, WEIGHTS, choose_file
+from .run_folder import RunFolder, choose_file
+from .scores import describe_run_losses, describe_scores
 from .settings import check_file_name, check_settings, setting
 from .train import train
 from .training.memory import free_memory
 from .training.rollout_settings import RolloutSettings
 from .training.settings import CheckpointSettings, OptimizerSettings
 from .validate import draw_validation
+from .validation.clip_report import describe_clip_scores, report_clip_scores
+from .validation.pictures import with_files, with_prompt_library
 from .validation.settings import ValidateSettings, ValidationSettings
+from .weight_names import LIVE, WEIGHTS
 
 BOTH_FORMATS = "both"
 
@@ -83,7 +87,8 @@ class SaveAdapterSettings:
     dtype: str = setting("bf16", choices=ADAPTER_DTYPES)
     """Precision of the saved weights; bf16 halves the file without a visible difference."""
     weights: str = setting(LIVE, choices=WEIGHTS, is_optional=True)
-    """"live" is the adapter as trained, "ema" its running average, which use_ema of Checkpoints and EMA keeps."""
+    """"live" is the adapter as trained, "ema" its running average (use_ema of Checkpoints and EMA), "best" what had
+    the lowest held-out loss (held_out_share of Validation Prompts)."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -102,7 +107,8 @@ class SaveModelSettings:
     dtype: str = setting("bf16", choices=ADAPTER_DTYPES)
     """Precision of the transformer's weights; text encoder and VAE stay as they are."""
     weights: str = setting(LIVE, choices=WEIGHTS, is_optional=True)
-    """"live" is the model as trained, "ema" its running average, which use_ema of Checkpoints and EMA keeps."""
+    """"live" is the model as trained, "ema" its running average (use_ema of Checkpoints and EMA), "best" what had
+    the lowest held-out loss (held_out_share of Validation Prompts)."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -156,6 +162,7 @@ def cache_text_embeds(
     context: StepContext,
 ) -> EmbedCache:
     """Encode every caption, the validation prompts and the unconditional prompt that are not cached yet."""
+    validation = validation and with_prompt_library(validation, context)
     return encode_prompts(
         model,
         system_prompt=resolve_system_prompt(settings.system_prompt, settings.custom_system_prompt),
@@ -192,7 +199,7 @@ def train_lora(
         adapter=_located(adapter_settings or LoRASettings(), context),
         optimizer=optimizer_settings or OptimizerSettings(),
         noise=noise_schedule or NoiseSettings(),
-        validation=validation,
+        validation=validation and with_files(validation, context),
         checkpoints=checkpoints or CheckpointSettings(),
         tracking=tracking,
         hub=hub,
@@ -204,6 +211,7 @@ def train_lora(
         losses=run.losses(),
         validation_images=run.last_samples(),
         reused=was_finished,
+        scores=describe_scores(run),
     )
 
 
@@ -237,7 +245,7 @@ def train_full(
         train=settings,
         optimizer=optimizer_settings or OptimizerSettings(),
         noise=noise_schedule or NoiseSettings(),
-        validation=validation,
+        validation=validation and with_files(validation, context),
         checkpoints=checkpoints or CheckpointSettings(),
         tracking=tracking,
         hub=hub,
@@ -250,6 +258,7 @@ def train_full(
         losses=run.losses(),
         validation_images=run.last_samples(),
         reused=was_finished,
+        scores=describe_scores(run),
     )
 
 
@@ -257,7 +266,15 @@ def validate(
     settings: ValidateSettings, *, model: Lumina2Model, adapter: Adapter | None = None, context: StepContext
 ) -> ValidationResult:
     """Draw the prompts with the model and, if given, the adapter."""
-    return ValidationResult(images=draw_validation(settings, model, adapter, context), scores="")
+    settings = with_files(settings, context)
+    images = draw_validation(settings, model, adapter, context)
+    report = report_clip_scores(settings, images, context)
+    free_memory(context.device)
+    texts = [
+        describe_clip_scores(report.summary()) if report else "",
+        describe_run_losses(RunFolder(path=Path(adapter.run_dir))) if adapter else "",
+    ]
+    return ValidationResult(images=images, scores="\n".join(filter(None, texts)))
 
 
 def save_adapter(settings: SaveAdapterSettings, *, adapter: Adapter, context: StepContext) -> tuple[Path, ...]:

@@ -16,6 +16,7 @@ from .adapters.kinds import without_adapter
 from .context import StepContext
 from .data.batches import derive_seed
 from .data.cache import TrainingSample, join_samples, load_embeds, read_embed_index, read_latent_index
+from .data.held_out import split_samples
 from .data.index import EmbedIndex
 from .errors import StopTraining, TrainerError
 from .events import Event
@@ -37,6 +38,7 @@ from .training.optimizer_checks import check_optimizer_device
 from .training.optimizers import make_optimizer
 from .training.session import StepPlan, TrainingSession
 from .training.settings import CheckpointSettings
+from .validation.settings import PictureSettings
 
 logger = logging.getLogger(__name__)
 
@@ -53,7 +55,9 @@ def train(job: TrainJob, context: StepContext) -> tuple[RunFolder, bool]:
     """
     embeds = read_embed_index(job.embeds)
     latents = read_latent_index(job.latents)
-    samples = join_samples(latents, embeds)
+    samples, held_out = split_samples(
+        join_samples(latents, embeds), job.validation.held_out_share if job.validation else 0.0
+    )
     _check_validation(job, embeds)
     _check_regularisation(job, samples)
     check_optimizer_device(job.train.optimizer, context.device)
@@ -63,7 +67,7 @@ def train(job: TrainJob, context: StepContext) -> tuple[RunFolder, bool]:
     identity = fingerprint_job(job)
     run = open_run(context.runs_dir, job.train.run_name, identity, record, context.workflow, weights.file_name)
     with observing(job, run, latents, embeds, context) as observers:
-        was_finished = _train_or_reuse(job, weights, run, samples, embeds, observers, context)
+        was_finished = _train_or_reuse(job, weights, run, samples, held_out, embeds, observers, context)
         for observer in observers:
             observer.finished()
     final_path = run.final_path.relative_to(run.path)
@@ -77,6 +81,7 @@ def _train_or_reuse(
     weights: TrainedWeights,
     run: RunFolder,
     samples: Sequence[TrainingSample],
+    held_out: Sequence[TrainingSample],
     embeds: EmbedIndex,
     observers: Sequence[RunObserver],
     context: StepContext,
@@ -89,7 +94,7 @@ def _train_or_reuse(
                 _tell_of_other_validation(run, job)
             else:
                 with preserved_torch_state(context.device):
-                    _train_to_end(job, weights, run, samples, embeds, observers, context)
+                    _train_to_end(job, weights, run, samples, held_out, embeds, observers, context)
             return was_finished
     except Timeout:
         raise TrainerError(f"run {run.name!r} is being trained by another process: wait, or change run_name") from None
@@ -102,6 +107,7 @@ def _train_to_end(
     weights: TrainedWeights,
     run: RunFolder,
     samples: Sequence[TrainingSample],
+    held_out: Sequence[TrainingSample],
     embeds: EmbedIndex,
     observers: Sequence[RunObserver],
     context: StepContext,
@@ -124,11 +130,13 @@ def _train_to_end(
         weights=weights,
         memory=memory,
         samples=samples,
+        held_out=held_out,
         embeds=embeds,
         observers=observers,
         context=context,
     )
     try:
+        recorder.start()
         while session.step < job.train.steps:
             if context.should_stop():
                 raise StopTraining
@@ -220,7 +228,12 @@ def _resume(session: TrainingSession, run: RunFolder, weights: TrainedWeights) -
 
 def _tell_of_other_validation(run: RunFolder, job: TrainJob) -> None:
     drawn = json.loads(run.job_path.read_text(encoding="utf-8"))["validation"]
-    if job.validation is not None and drawn != dataclasses.asdict(job.validation):
+    if job.validation is None:
+        return
+    asked, defaults = (
+        json.loads(json.dumps(dataclasses.asdict(settings))) for settings in (job.validation, PictureSettings())
+    )
+    if any(asked[name] != (drawn or {}).get(name, default) for name, default in defaults.items()):
         logger.warning("Run %s is finished, with pictures of other prompts: draw new ones with Validate", run.name)
 
 

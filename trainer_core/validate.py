@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import hashlib
 import json
+from functools import partial
 from pathlib import Path
 
 from .adapters.export import AdapterFile, read_adapter
@@ -20,8 +21,10 @@ from .lumina2.model_files import Lumina2Model
 from .lumina2.prompts import SYSTEM_PROMPTS, resolve_system_prompt
 from .lumina2.weight_files import read_weights
 from .training.memory import free_memory
-from .validation.render import render_prompts
+from .validation.pictures import load_prompt_embeds, plan_pictures
+from .validation.render import render_pictures
 from .validation.settings import FROM_ADAPTER, ValidateSettings
+from .weight_names import BASE, suffix_of
 
 VALIDATIONS_FOLDER = "validations"
 """Pictures of Validate without an adapter, beside the runs."""
@@ -37,8 +40,10 @@ def draw_validation(
         TrainerError: There is no prompt, or the adapter does not fit the base.
         StopTraining: The user asked to stop.
     """
-    if not settings.prompt_list:
-        raise TrainerError("prompts is empty: write one prompt a line")
+    if not plan_pictures(settings):
+        raise TrainerError("prompts is empty: write one prompt a line, or name a prompt_library")
+    if settings.draw_base and adapter is None:
+        raise TrainerError("draw_base is on, but without an adapter all pictures are the base's: turn it off")
     content = read_adapter(Path(adapter.path)) if adapter else None
     cache = encode_prompts(
         model,
@@ -50,18 +55,24 @@ def draw_validation(
     index = read_embed_index(cache)
     try:
         transformer = load_base_transformer(model, context.device)
-        if content is not None:
-            merge_adapter(transformer, content.tensors, settings.strength)
-        return render_prompts(
+        folder = _folder(settings, model, adapter, context)
+        render = partial(
+            render_pictures,
             settings,
             transformer=transformer,
             vae_path=Path(model.vae_path),
-            prompt_embeds={prompt: load_embeds(index.prompts[prompt]) for prompt in settings.prompt_list},
+            prompt_embeds=load_prompt_embeds(settings, index),
             negative_embeds=load_embeds(index.negative_path(settings.negative_prompt)),
             precision=model.precision,
-            folder=_folder(settings, model, adapter, context),
             should_stop=context.should_stop,
         )
+        beside = {}
+        if settings.draw_base:
+            beside[suffix_of(BASE)] = folder.with_name(f"{folder.name}{suffix_of(BASE)}")
+            render(folder=beside[suffix_of(BASE)])
+        if content is not None:
+            merge_adapter(transformer, content.tensors, settings.strength)
+        return render(folder=folder, beside=beside)
     finally:
         free_memory(context.device)
 

@@ -8,6 +8,7 @@ from lumina2_trainer.trainer_core.lumina2.sampling import (
     initial_noise,
     normalised_guidance,
     plain_guidance,
+    rescale_guided,
     sample_latents,
 )
 
@@ -35,6 +36,41 @@ def test_guidance_rules_by_hand():
     guided = normalised_guidance(positive, negative, 2.0)
     torch.testing.assert_close(guided.norm(dim=-1), positive.norm(dim=-1))
     torch.testing.assert_close(guided[0, 0, 1] / guided[0, 0, 0], torch.tensor(8 / 3))
+
+
+@pytest.mark.parametrize("rescale", [0.0, 0.7, 1.0])
+def test_rescaling_is_that_of_diffusers(rescale):
+    from diffusers.pipelines.stable_diffusion.pipeline_stable_diffusion import rescale_noise_cfg
+
+    generator = torch.Generator().manual_seed(3)
+    positive, negative = torch.randn(2, 16, 6, 10, generator=generator)
+    guided = plain_guidance(positive, negative, 7.5)
+    expected = rescale_noise_cfg(guided[None], positive[None], rescale)[0]
+    torch.testing.assert_close(rescale_guided(guided, positive, rescale), expected)
+
+
+def test_rescaling_acts_on_what_is_drawn_and_only_with_guidance():
+    transformer = tiny_transformer(seed=2)
+    generator = torch.Generator().manual_seed(1)
+    prompts = [torch.randn(length, TINY.cap_feat_dim, generator=generator) for length in (5, 2)]
+
+    def draw(guidance_scale, **rescale):
+        return sample_latents(
+            transformer,
+            *prompts,
+            initial_noise(9, 16, 6, 10),
+            schedule="comfyui",
+            num_inference_steps=3,
+            guidance_scale=guidance_scale,
+            shift=6.0,
+            **rescale,
+        )
+
+    assert torch.equal(draw(8.0), draw(8.0, guidance_rescale=0.0))
+    changed = draw(8.0, guidance_rescale=0.9)
+    assert (changed - draw(8.0)).abs().max() > 0.01
+    assert not torch.isnan(changed).any()
+    torch.testing.assert_close(draw(1.0, guidance_rescale=0.9), draw(1.0))
 
 
 @pytest.mark.parametrize("guidance_scale", [1.0, 4.0])

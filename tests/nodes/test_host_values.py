@@ -44,3 +44,15 @@ def test_no_pictures_are_one_black_one() -> None:
     images = read_images([])
     assert images.shape[0] == 1
     assert images.max() == 0
+
+
+def test_pictures_of_several_sizes_lie_in_the_middle_of_the_largest(tmp_path: Path) -> None:
+    sizes = [(8, 12), (16, 4)]
+    for number, size in enumerate(sizes):
+        Image.new("RGB", size, "white").save(tmp_path / f"{number}.png")
+    images = read_images([tmp_path / "0.png", tmp_path / "1.png"])
+    assert images.shape == (2, 12, 16, 3)
+    for image, (width, height) in zip(images, sizes, strict=True):
+        top, left = (12 - height) // 2, (16 - width) // 2
+        assert image[top : top + height, left : left + width].min() == 1
+        assert image.sum() == width * height * 3

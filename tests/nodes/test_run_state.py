@@ -8,6 +8,8 @@ from pathlib import Path
 
 import pytest
 from lumina2_trainer.nodes.run_state import MAX_CURVE_POINTS, draws_pictures, find_newest_run, is_run_name, read_state
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
 
 
 def view_of(path: Path) -> dict[str, str]:
@@ -16,8 +18,7 @@ def view_of(path: Path) -> dict[str, str]:
 
 def write_run(folder: Path, num_steps: int, total: int = 100) -> Path:
     folder.mkdir(parents=True)
-    job = {"train": {"steps": total}, "validation": {"prompts": "a cat\n\na dog"}}
-    (folder / "job.json").write_text(json.dumps(job), "utf-8")
+    (folder / "job.json").write_text(json.dumps({"train": {"steps": total}}), "utf-8")
     numbers = {"learning_rate": 1e-4, "grad_norm": 0.25, "peak_memory_gib": 1.5, "seconds": 0.5}
     lines = [
         json.dumps({"step": step, "loss": 1 / step, "loss_by_bin": {str(step % 2): float(step)}, **numbers})
@@ -55,15 +56,21 @@ def test_curves_and_noise_levels_are_read_from_the_log(tmp_path: Path) -> None:
 
 def test_every_validation_is_listed_with_its_prompts(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a", 7)
-    for step, names in ((10, ("00.png", "00_ema.png", "01.png")), (2, ("00.png",))):
+    for step, names in (
+        (10, {"00.png": "a cat", "00_ema.png": "a cat", "01.png": "a dog"}),
+        (2, {"00.png": "a cat"}),
+    ):
         samples = folder / "samples" / f"step-{step:06d}"
         samples.mkdir(parents=True)
-        for name in names:
-            (samples / name).write_bytes(b"")
+        for name, prompt in names.items():
+            about = PngInfo()
+            about.add_itxt("prompt", prompt)
+            Image.new("RGB", (1, 1)).save(samples / name, pnginfo=about)
+    (samples / "02.png").write_bytes(b"half")
     state = read_state(folder, None, view_of)
     assert state is not None
     assert [(v["step"], v["prompts"]) for v in state["validations"]] == [
-        (2, ["a cat"]),
+        (2, ["a cat", ""]),
         (10, ["a cat", "a cat", "a dog"]),
     ]
     assert json.dumps(state)

@@ -302,6 +302,10 @@ def test_smoothed_loss_is_a_mean_without_bias() -> None:
 def test_lines_become_named_numbers() -> None:
     line = {"step": 3, "loss": 0.5, "epoch": 0, "files": ["a"], "grad_norm": float("nan"), "loss_by_bin": {4: 0.25}}
     assert flatten_line(line) == {"train/loss": 0.5, "train/epoch": 0, "loss_by_t/0.20-0.25": 0.25}
+    measured = {"loss": 0.5, "held_out": {"loss": 0.3, "is_overfit": True}, "held_out_ema": {"loss": 0.2}}
+    expected = {"train/loss": 0.5, "held_out/loss": 0.3, "held_out/is_overfit": 1.0, "held_out_ema/loss": 0.2}
+    assert flatten_line(measured) == expected
+    assert flatten_line({"step": 9, "clip_score": {"live": 27.5}}) == {"clip_score/live": 27.5}
 
 
 def test_tokens_are_blanked_in_what_a_service_says(monkeypatch: pytest.MonkeyPatch) -> None:

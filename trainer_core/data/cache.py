@@ -72,6 +72,8 @@ class TrainingSample:
     """How often the folder is drawn, relative to the others'; None if all samples are drawn alike."""
     is_regularisation: bool = False
     """Its target is what the base predicts, not the picture."""
+    content_hash: str = ""
+    """SHA-256 of the picture file."""
 
     @property
     def latents_paths(self) -> tuple[Path, ...]:
@@ -191,6 +193,7 @@ def join_samples(latents: LatentIndex, embeds: EmbedIndex) -> tuple[TrainingSamp
             folder=numbers[sample.id],
             folder_weight=weights.get(numbers[sample.id]),
             is_regularisation=latents.folders[numbers[sample.id] - 1].is_regularisation,
+            content_hash=sample.content_hash,
         )
         for sample in latents.samples
     )

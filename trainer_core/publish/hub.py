@@ -86,6 +86,9 @@ class HubUpload:
     def stepped(self, line: Any) -> None:
         """The hub is told of no steps."""
 
+    def measured(self, line: Any) -> None:
+        """Nor of scores."""
+
     def checkpointed(self, step: int, weights_path: Path) -> None:
         """Send a checkpoint; the last one is the finished file, which is sent instead."""
         if self._settings.push != AT_CHECKPOINTS or step >= self._source.num_steps:

@@ -19,6 +19,8 @@ PATIENCE_SECONDS = 60.0
 """How long a finished run waits for a tracker to take the last values."""
 NUM_BINS = 20
 """Of t in the log's `loss_by_bin`."""
+MEASURED = ("held_out", "clip_score")
+"""What names of groups of numbers in the log begin with."""
 
 
 class Tracking:
@@ -79,6 +81,11 @@ class Tracking:
         values = {**flatten_line(line), "train/loss_smoothed": self._smoothed.add(line["loss"])}
         self._tell(lambda tracker: tracker.log(values, line["step"]))
 
+    def measured(self, line: Mapping[str, Any]) -> None:
+        """Log a line of log.jsonl that is not of a step."""
+        values = flatten_line(line)
+        self._tell(lambda tracker: tracker.log(values, line["step"]))
+
     def checkpointed(self, step: int, weights_path: Path) -> None:
         """Trackers keep no weights."""
 
@@ -126,7 +133,7 @@ class Smoothed:
 
 
 def flatten_line(line: Mapping[str, Any]) -> dict[str, float]:
-    """Numbers of a line of log.jsonl by the names trackers group: "train/..." and "loss_by_t/...".
+    """Numbers of a line of log.jsonl by the names trackers group: "train/...", "loss_by_t/...", "held_out/...".
 
     Bins of t are named by their range: 0 is noise, 1 the picture.
     """
@@ -134,6 +141,8 @@ def flatten_line(line: Mapping[str, Any]) -> dict[str, float]:
     for name, value in line.items():
         if name != "step" and isinstance(value, (int, float)) and math.isfinite(value):
             values[f"train/{name}"] = value
+    for group in (name for name in line if name.startswith(MEASURED)):
+        values |= {f"{group}/{name}": float(value) for name, value in line[group].items()}
     for number, loss in line.get("loss_by_bin", {}).items():
         start = int(number) / NUM_BINS
         values[f"loss_by_t/{start:.2f}-{start + 1 / NUM_BINS:.2f}"] = loss

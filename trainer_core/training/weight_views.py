@@ -10,11 +10,11 @@ from functools import partial
 import torch
 from torch import nn
 
-from ..run_folder import EMA, LIVE, WEIGHTS
+from ..weight_names import EMA, LIVE
 from .ema import Ema
 from .optimizers import AveragingOptimizer, usable_weights
 
-VALIDATED_WEIGHTS: dict[str, tuple[str, ...]] = {"both": WEIGHTS, LIVE: (LIVE,), EMA: (EMA,)}
+VALIDATED_WEIGHTS: dict[str, tuple[str, ...]] = {"both": (LIVE, EMA), LIVE: (LIVE,), EMA: (EMA,)}
 """Which weights are drawn with during a run that keeps an average."""
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections import defaultdict
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from statistics import fmean
 
 import torch
 from torch import Tensor
@@ -16,47 +18,71 @@ from ..lumina2.transformer import Lumina2Transformer
 
 
 @dataclass(frozen=True, kw_only=True)
-class HeldOutLoss:
-    """Mean over samples and draws, and its standard error over draws."""
+class HeldOutSample:
+    """A picture that is not trained on, at one size."""
 
-    mean: float
-    standard_error: float
+    picture: str
+    """Identifies the picture; the same at all its sizes."""
+    latent_shape: tuple[int, int, int]
+    """Channels, rows, columns."""
+    load: Callable[[], tuple[Tensor, Tensor]]
+    """Its latents [channels, rows, columns] and the text states [tokens, width] of its caption."""
 
 
 @torch.no_grad()
-def held_out_loss(
+def held_out_losses(
     transformer: Lumina2Transformer,
-    latents: Sequence[Tensor],
-    prompt_embeds: Sequence[Tensor],
+    samples: Sequence[HeldOutSample],
     *,
     noise_settings: NoiseSettings,
     precision: str,
     num_draws: int,
     seed: int,
-) -> HeldOutLoss:
-    """Measure; two calls with the same seed see the same noise and times, so their difference is the model's.
+    batch_size: int,
+    before_batch: Callable[[], None] = lambda: None,
+) -> dict[str, float]:
+    """Measure; calls with the same samples and seed see the same noise and times, so their difference is the model's.
+
+    The loss is the plain mean squared error whatever loss is trained with, so that runs can be compared.
 
     Args:
         transformer: With or without an adapter.
-        latents: [channels, height, width] of each sample.
-        prompt_embeds: [tokens, width] of each sample.
+        samples: At least one.
         noise_settings: Distribution of times, as in training.
         precision: Key of PRECISIONS.
         num_draws: Noise and times drawn for each sample.
         seed: Of noise and times.
+        batch_size: Samples shown at once; it changes no result.
+        before_batch: Called before each batch; may raise to end the measurement.
+
+    Returns:
+        Mean loss of each picture, over its sizes and all draws.
     """
     device = transformer.x_embedder.weight.device
-    num_tokens = tuple(x.shape[-2] * x.shape[-1] // 4 for x in latents)
+    num_tokens = tuple(rows * columns // 4 for _, rows, columns in (sample.latent_shape for sample in samples))
     was_training = transformer.training
     transformer.eval()
-    means = []
-    for draw in range(num_draws):
-        generator = torch.Generator("cpu").manual_seed(derive_seed(seed, "held-out", draw))
-        timesteps_B = draw_timesteps(noise_settings, num_tokens, generator)
-        noise = [torch.randn(x.shape, generator=generator) for x in latents]
-        batch = make_noisy_batch(latents, noise, timesteps_B, prompt_embeds, transformer.config.axes_dims, device)
-        with computation(precision, device):
-            means.append(flow_matching_loss(transformer, batch).mean())
-    transformer.train(was_training)
-    mean_N = torch.stack(means).double()
-    return HeldOutLoss(mean=mean_N.mean().item(), standard_error=(mean_N.std() / num_draws**0.5).item())
+    losses: defaultdict[str, list[float]] = defaultdict(list)
+    try:
+        for draw in range(num_draws):
+            generator = torch.Generator("cpu").manual_seed(derive_seed(seed, "held-out", draw))
+            timesteps_B = draw_timesteps(noise_settings, num_tokens, generator)
+            for first in range(0, len(samples), batch_size):
+                before_batch()
+                batch = samples[first : first + batch_size]
+                latents, prompt_embeds = zip(*(sample.load() for sample in batch), strict=True)
+                noisy = make_noisy_batch(
+                    latents,
+                    [torch.randn(sample.latent_shape, generator=generator) for sample in batch],
+                    timesteps_B[first : first + batch_size],
+                    prompt_embeds,
+                    transformer.config.axes_dims,
+                    device,
+                )
+                with computation(precision, device):
+                    loss_B = flow_matching_loss(transformer, noisy)
+                for sample, loss in zip(batch, loss_B.tolist(), strict=True):
+                    losses[sample.picture].append(loss)
+    finally:
+        transformer.train(was_training)
+    return {picture: fmean(values) for picture, values in losses.items()}

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
 from types import MappingProxyType
@@ -20,14 +20,16 @@ from ..lumina2.sampling import initial_noise, sample_latents
 from ..lumina2.transformer import Lumina2Transformer
 from ..lumina2.vae import VAE_SCALE, decode_latents, load_vae
 from ..lumina2.vae_sizes import LATENT_CHANNELS
-from .settings import SamplerSettings
+from .pictures import PlannedPicture, plan_pictures
+from .settings import PictureSettings
 
 PLAIN: Mapping[str, Callable[[], AbstractContextManager[None]]] = MappingProxyType({"": nullcontext})
 """The transformer's weights as they are."""
+NOTHING: Mapping[str, Path] = MappingProxyType({})
 
 
-def render_prompts(
-    settings: SamplerSettings,
+def render_pictures(
+    settings: PictureSettings,
     *,
     transformer: Lumina2Transformer,
     vae_path: Path,
@@ -37,28 +39,30 @@ def render_prompts(
     folder: Path,
     should_stop: Callable[[], bool] = lambda: False,
     weights: Mapping[str, Callable[[], AbstractContextManager[None]]] = PLAIN,
+    beside: Mapping[str, Path] = NOTHING,
 ) -> tuple[Path, ...]:
-    """Draw every prompt with the same seed.
+    """Draw every prompt in every size with the same seed.
 
     Args:
-        settings: Prompts and sampler.
+        settings: Prompts, sizes and sampler.
         transformer: With or without an adapter.
         vae_path: Loaded for the decoding and freed.
-        prompt_embeds: [tokens, width] by prompt.
+        prompt_embeds: [tokens, width] by prompt, see `load_prompt_embeds`.
         negative_embeds: [tokens, width].
         precision: Key of PRECISIONS.
-        folder: `00.png`, `01.png`, ... are written there.
+        folder: `00.png`, `01.png`, ... are written there, with more in their names where a picture's stem has it.
         should_stop: Asked before each sampling step.
         weights: What is put into the transformer, by what is added to the names of the pictures drawn with it.
+        beside: Folders of the same pictures that were drawn before, by what is added to their names.
 
     Returns:
-        The files, in the order of the prompts, of each those with all weights.
+        The files, in the order of the pictures, of each those with all weights and then those from beside.
 
     Raises:
         StopTraining: should_stop said so.
     """
     device = transformer.x_embedder.weight.device
-    noise = initial_noise(settings.seed, LATENT_CHANNELS, settings.height // VAE_SCALE, settings.width // VAE_SCALE)
+    pictures = plan_pictures(settings)
     was_training = transformer.training
     transformer.eval()
     latents: dict[str, list[Tensor]] = {}
@@ -73,26 +77,32 @@ def render_prompts(
                 latents[suffix] = [
                     sample_latents(
                         transformer,
-                        prompt_embeds[prompt],
+                        prompt_embeds[picture.prompt],
                         negative_embeds,
-                        noise,
+                        _start(settings.seed, picture),
                         schedule=settings.schedule,
                         num_inference_steps=settings.num_inference_steps,
-                        guidance_scale=settings.guidance_scale,
+                        guidance_scale=1.0 if picture.is_unconditional else settings.guidance_scale,
                         shift=settings.shift,
+                        guidance_rescale=settings.guidance_rescale,
                         autocast=lambda: computation(precision, device),
                         before_step=stop_if_asked,
                     )
-                    for prompt in settings.prompt_list
+                    for picture in pictures
                 ]
     finally:
         transformer.train(was_training)
-    return _decode_to_files(latents, settings, vae_path, device, folder)
+    return _decode_to_files(pictures, latents, beside, vae_path, device, folder)
+
+
+def _start(seed: int, picture: PlannedPicture) -> Tensor:
+    return initial_noise(seed, LATENT_CHANNELS, picture.height // VAE_SCALE, picture.width // VAE_SCALE)
 
 
 def _decode_to_files(
+    pictures: Sequence[PlannedPicture],
     latents: Mapping[str, list[Tensor]],
-    settings: SamplerSettings,
+    beside: Mapping[str, Path],
     vae_path: Path,
     device: torch.device,
     folder: Path,
@@ -101,15 +111,18 @@ def _decode_to_files(
     temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     vae = load_vae(vae_path, device=device, dtype=torch.float32)
     names = []
-    for number, prompt in enumerate(settings.prompt_list):
+    for number, picture in enumerate(pictures):
         for suffix, drawn in latents.items():
             with torch.no_grad():
                 pixels_13HW = decode_latents(vae, drawn[number][None])
-            name = f"{number:02d}{suffix}.png"
+            name = f"{picture.stem}{suffix}.png"
             about = PngInfo()
-            about.add_itxt("prompt", prompt)
+            about.add_itxt("prompt", picture.prompt)
             to_image(pixels_13HW[0]).save(temporary / name, pnginfo=about)
             names.append(name)
+        for suffix, earlier in beside.items():
+            names.append(f"{picture.stem}{suffix}.png")
+            shutil.copyfile(earlier / f"{picture.stem}.png", temporary / names[-1])
     if folder.exists():  # an earlier drawing of the same step, perhaps of other prompts
         shutil.rmtree(folder)
     temporary.rename(folder)

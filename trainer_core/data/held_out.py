@@ -1,0 +1,50 @@
+"""Which samples are kept out of training, to measure on them what was not learned by heart."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Sequence
+
+from ..errors import TrainerError
+from .cache import TrainingSample
+
+MIN_PICTURES = 2
+"""Of one picture alone nobody knows how much another would differ."""
+
+
+def split_samples(
+    samples: Sequence[TrainingSample], share: float
+) -> tuple[tuple[TrainingSample, ...], tuple[TrainingSample, ...]]:
+    """What is trained on, and what is held out.
+
+    A picture's content decides, so that adding, removing or renaming other files moves it to neither side, and all its
+    sizes and copies are on the same one. At least MIN_PICTURES are held out, those that would be first at a larger
+    share. Regularisation pictures never are: their target is the base, not they.
+
+    Args:
+        samples: Of the whole dataset.
+        share: Expected share of pictures held out, 0 to 1; 0 holds out none.
+
+    Raises:
+        TrainerError: Nothing would be left to train on.
+    """
+    if not share:
+        return tuple(samples), ()
+    ordered = sorted({sample.content_hash for sample in samples if not sample.is_regularisation}, key=_position)
+    num_held_out = max(MIN_PICTURES, sum(_position(content) < share for content in ordered))
+    if num_held_out >= len(ordered):
+        raise TrainerError(
+            f"held_out_share is {share:g}, which would hold out {min(num_held_out, len(ordered))} of {len(ordered)}"
+            " pictures and leave none to train on: lower it, set it to 0, or add pictures"
+        )
+    held_out = set(ordered[:num_held_out])
+    is_held_out = [sample.content_hash in held_out and not sample.is_regularisation for sample in samples]
+    return (
+        tuple(sample for sample, out in zip(samples, is_held_out, strict=True) if not out),
+        tuple(sample for sample, out in zip(samples, is_held_out, strict=True) if out),
+    )
+
+
+def _position(content_hash: str) -> float:
+    """Where a picture lies between 0 and 1, evenly spread."""
+    return int(hashlib.sha256(f"held-out {content_hash}".encode()).hexdigest()[:12], 16) / 16**12
