@@ -58,6 +58,13 @@ def test_pictures_are_those_of_validate(fresh: Setup) -> None:
     assert drawn == [path.read_bytes() for path in own]
 
 
+def test_running_average_is_offered_where_there_is_one(fresh: Setup) -> None:
+    adapter = fresh.train(checkpoints=CheckpointSettings(use_ema=True)).adapter
+    found = find_checkpoints("all", adapter)
+    assert list(found) == ["final", "ema"]
+    assert Path(found["ema"].path).name == "adapter_ema.safetensors"
+
+
 def test_checkpoints_are_chosen_by_step(fresh: Setup) -> None:
     adapter = trained(fresh)
     assert list(find_checkpoints("all", adapter)) == ["2", "4", "final"]

@@ -14,11 +14,12 @@ from .context import StepContext
 from .errors import TrainerError
 from .job import Adapter
 from .lumina2.model_files import Lumina2Model
-from .run_folder import ADAPTER_FILE, step_of
+from .run_folder import ADAPTER_FILE, name_of, step_of
 from .settings import setting
 from .validate import draw_validation
 from .validation.comparison import draw_comparison
 from .validation.settings import SamplerSettings, ValidateSettings
+from .weight_names import BEST, EMA
 
 ALL, FINAL = "all", "final"
 COMPARISONS_FOLDER = "comparisons"
@@ -31,8 +32,8 @@ class CompareSettings(SamplerSettings):
     """Widgets of Compare."""
 
     checkpoints: str = setting(ALL)
-    """Steps of the run to compare, such as `250, 500, final`. "all" takes every checkpoint that was kept, and the
-    finished adapter."""
+    """Steps of the run to compare, such as `250, 500, final`, and `ema` and `best` where the run has them. "all" takes
+    every checkpoint that was kept, and the finished adapter."""
     strengths: str = setting("0, 1")
     """Strengths of the adapter, such as `0, 0.6, 1`; 0 is the base alone, drawn once."""
 
@@ -67,7 +68,7 @@ def compare(settings: CompareSettings, *, model: Lumina2Model, adapter: Adapter,
     name = hashlib.sha256(json.dumps([str(picture) for picture in images]).encode()).hexdigest()[:16]
     grid_path = Path(adapter.run_dir) / COMPARISONS_FOLDER / f"{name}.png"
     tile = min(MAX_TILE, max(settings.width, settings.height))
-    draw_comparison(columns, settings.prompt_list, grid_path, tile=tile)
+    draw_comparison(columns, settings.typed_prompts, grid_path, tile=tile)
     return Comparison(grid_path=grid_path, images=images)
 
 
@@ -101,6 +102,10 @@ def find_checkpoints(wanted: str, adapter: Adapter) -> dict[str, Adapter]:
         if step_of(folder) != adapter.step
     }
     known[FINAL] = adapter
+    for weights in (EMA, BEST):
+        path = Path(adapter.path).with_name(name_of(Path(adapter.path).name, weights))
+        if path.exists():
+            known[weights] = dataclasses.replace(adapter, path=str(path))
     if wanted.strip().lower() == ALL:
         return known
     chosen = {part.lower(): part for part in _parts(wanted)}
@@ -122,7 +127,7 @@ def _columns(adapters: dict[str, Adapter], strengths: tuple[float, ...]) -> Iter
     used = [strength for strength in strengths if strength != 0]
     for name, adapter in adapters.items():
         for strength in used:
-            title = name if name == FINAL else f"step {name}"
+            title = f"step {name}" if name.isdigit() else name
             yield (title if used == [1.0] else f"{title} x {strength:g}"), adapter, strength
 
 
