@@ -22,7 +22,7 @@ NUM_TOKENS = 40
 TOLERANCE = {
     torch.int8: 0.04,
     torch.float8_e4m3fn: 0.16 if DEVICE.type == "cpu" else 0.1,
-    torch.uint8: 0.02,  # of 4 bits: products are bf16 on both sides
+    torch.uint8: 0.05,  # the interpreter cuts bf16 off too, see compare_unpacking
 }
 ADAPTED = {"none": "", "all": "w[123]", "in": "w1", "out": "w2"}
 """Which of the matrices have a LoRA."""
