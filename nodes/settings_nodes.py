@@ -56,8 +56,8 @@ class LyCORISSettings(io.ComfyNode):
             display_name="LyCORIS Settings (Lumina2)",
             category=CATEGORY,
             description=(
-                "Trains an adapter of another kind than LoRA: LoKr, LoHa, DyLoRA, GLoRA, OFT, BOFT or a full difference."
-                " Connect to Train LoRA; rank and alpha are set there. Needs the package lycoris-lora."
+                "Trains an adapter of another kind than LoRA: LoKr, LoHa, DyLoRA, GLoRA, OFT, BOFT or a full"
+                " difference. Connect to Train LoRA; rank and alpha are set there. Needs the package lycoris-lora."
             ),
             inputs=build_widgets(LyCORISSettingsValues),
             outputs=[
@@ -66,6 +66,10 @@ class LyCORISSettings(io.ComfyNode):
                 )
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, **widgets: Any) -> str:
+        return host.fingerprint_lora(widgets.get("start_from"))
 
     @classmethod
     def execute(cls, **widgets: Any) -> io.NodeOutput:

@@ -24,10 +24,11 @@ from ..lumina2.tiny_models import CPU, TINY, random_samples, tiny_transformer
 from ..training_setup import PICTURES, TRAIN, make_setup
 
 SIZES = [(16, 24), (24, 16)]
+PLAIN = NoiseSettings()
 
 
 def build(
-    folder: Path, masks: list[Tensor | None], outside: float = 0.0, noise: NoiseSettings = NoiseSettings()
+    folder: Path, masks: list[Tensor | None], outside: float = 0.0, noise: NoiseSettings = PLAIN
 ) -> TrainingBatch:
     samples = []
     for number, ((height, width), mask) in enumerate(zip(SIZES, masks, strict=True)):
@@ -78,7 +79,7 @@ def white_masks() -> list[Tensor]:
     return [torch.ones(1, height, width) for height, width in SIZES]
 
 
-def losses(batch: TrainingBatch, noise: NoiseSettings = NoiseSettings()) -> Tensor:
+def losses(batch: TrainingBatch, noise: NoiseSettings = PLAIN) -> Tensor:
     return flow_matching_loss(tiny_transformer(), batch.noisy, noise).detach()
 
 
