@@ -46,7 +46,7 @@ class DatasetFolder(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **widgets: Any) -> str:
-        return host.fingerprint_folder(widgets.get("folder"), widgets.get("metadata_file"))
+        return host.fingerprint_folder(widgets.get("folder"), widgets.get("metadata_file"), widgets.get("mask_folder"))
 
     @classmethod
     def execute(cls, dataset: Dataset | None = None, **widgets: Any) -> io.NodeOutput:

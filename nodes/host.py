@@ -218,9 +218,9 @@ def fingerprint_models(names: Mapping[str, Any]) -> str:
     return "|".join(marks)
 
 
-def fingerprint_folder(folder: str | None, metadata_file: str | None = None) -> str:
-    """Changes when a picture or caption below a dataset folder is added, removed, renamed or written."""
-    return fingerprint_dataset_folder(folder or "", build_context(), metadata_file or "")
+def fingerprint_folder(folder: str | None, metadata_file: str | None = None, mask_folder: str | None = None) -> str:
+    """Changes when a picture, mask or caption below a dataset folder is added, removed, renamed or written."""
+    return fingerprint_dataset_folder(folder or "", build_context(), metadata_file or "", mask_folder or "")
 
 
 def fingerprint_lora(name: str | None) -> str:

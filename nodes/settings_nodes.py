@@ -70,6 +70,10 @@ class LyCORISSettings(io.ComfyNode):
         )
 
     @classmethod
+    def fingerprint_inputs(cls, **widgets: Any) -> str:
+        return host.fingerprint_lora(widgets.get("start_from"))
+
+    @classmethod
     def execute(cls, **widgets: Any) -> io.NodeOutput:
         with host.readable_errors():
             return io.NodeOutput(LyCORISSettingsValues(**widgets))

@@ -24,9 +24,9 @@ from torch import Tensor, nn
 from .lumina2.tiny_models import CPU, random_samples, relative_error, run_packed
 from .training_setup import TRAIN, Setup
 
-LOSS_ERROR = {"bf16": 0.02, "fp32": 0.0, "fp8": 0.1, "int8": 0.05}
+LOSS_ERROR = {"bf16": 0.02, "fp32": 0.0, "fp8": 0.1, "int8": 0.05, "nf4": 0.2}
 """Relative error of the losses of a short run against float32."""
-EIGHT_BIT = sorted(name for name, precision in PRECISIONS.items() if precision.matrix_dtype)
+QUANTIZED = sorted(name for name, precision in PRECISIONS.items() if precision.matrix_dtype)
 SAMPLES = random_samples([(5, 6, 10), (3, 4, 8)])
 
 
@@ -43,9 +43,9 @@ def test_training_follows_float32(fresh: Setup, precision: str) -> None:
     assert all(t.dtype == torch.float32 for t in read_adapter(Path(result.adapter.path)).tensors.values())
 
 
-@pytest.mark.parametrize("precision", EIGHT_BIT)
+@pytest.mark.parametrize("precision", QUANTIZED)
 @pytest.mark.parametrize("targets", [t for t in TARGETS if t != "pattern"])
-def test_every_target_trains_and_recomputes_on_8_bit_weights(fresh: Setup, precision: str, targets: str) -> None:
+def test_every_target_trains_and_recomputes_on_quantised_weights(fresh: Setup, precision: str, targets: str) -> None:
     setup, settings = with_precision(fresh, precision), LoRASettings(targets=targets, dropout=0.1)
     plain = setup.train(replace(TRAIN, steps=2), adapter_settings=settings)
     again = setup.moved_to(setup.context.output_dir / "again")
@@ -55,7 +55,7 @@ def test_every_target_trains_and_recomputes_on_8_bit_weights(fresh: Setup, preci
     assert all(tensor.abs().sum() > 0 for name, tensor in tensors.items() if "lora_B" in name)
 
 
-@pytest.mark.parametrize("precision", EIGHT_BIT)
+@pytest.mark.parametrize("precision", QUANTIZED)
 def test_resuming_is_exact(fresh: Setup, tmp_path: Path, precision: str) -> None:
     setup = with_precision(fresh, precision)
     whole = setup.train()
@@ -78,8 +78,8 @@ def test_another_precision_is_another_job(fresh: Setup) -> None:
     assert len({identity(precision) for precision in PRECISIONS}) == len(PRECISIONS)
 
 
-@pytest.mark.parametrize("precision", EIGHT_BIT)
-def test_the_model_itself_is_not_trained_in_8_bits(fresh: Setup, precision: str) -> None:
+@pytest.mark.parametrize("precision", QUANTIZED)
+def test_the_model_itself_is_not_trained_in_few_bits(fresh: Setup, precision: str) -> None:
     setup = with_precision(fresh, precision)
     with pytest.raises(TrainerError, match=f"precision is {precision}, which stores weights that cannot be trained"):
         TrainJob(
@@ -91,8 +91,8 @@ def test_the_model_itself_is_not_trained_in_8_bits(fresh: Setup, precision: str)
         )
 
 
-@pytest.mark.parametrize("precision", EIGHT_BIT)
-def test_only_the_matrices_of_blocks_have_8_bits(fresh: Setup, precision: str) -> None:
+@pytest.mark.parametrize("precision", QUANTIZED)
+def test_only_the_matrices_of_blocks_have_few_bits(fresh: Setup, precision: str) -> None:
     transformer = load_base_transformer(with_precision(fresh, precision).model, CPU)
     for name, module in transformer.named_modules():
         if not isinstance(module, nn.Linear):
@@ -102,9 +102,9 @@ def test_only_the_matrices_of_blocks_have_8_bits(fresh: Setup, precision: str) -
         assert dtypes == {PRECISIONS[precision].matrix_dtype if is_in_block else torch.bfloat16}, name
 
 
-@pytest.mark.parametrize("precision", EIGHT_BIT)
+@pytest.mark.parametrize("precision", QUANTIZED)
 def test_merged_adapter_has_the_effect_it_has_beside_float32(fresh: Setup, precision: str) -> None:
-    """Small enough that adding it to 8-bit weights would round it away."""
+    """Small enough that adding it to quantised weights would round it away."""
     trained = fresh.train(replace(TRAIN, learning_rate=1e-3), adapter_settings=LoRASettings(targets="all_linear"))
     tensors = read_adapter(Path(trained.adapter.path)).tensors
 
@@ -117,7 +117,7 @@ def test_merged_adapter_has_the_effect_it_has_beside_float32(fresh: Setup, preci
     assert relative_error(effect(precision), effect("fp32")) < 0.3
 
 
-@pytest.mark.parametrize("precision", EIGHT_BIT)
+@pytest.mark.parametrize("precision", QUANTIZED)
 def test_prompts_are_drawn_with_and_without_the_adapter(fresh: Setup, precision: str) -> None:
     setup = with_precision(fresh, precision)
     trained = setup.train()
@@ -130,5 +130,7 @@ def test_prompts_are_drawn_with_and_without_the_adapter(fresh: Setup, precision:
 
 
 def test_apple_gpus_are_refused_fp8_before_any_weight_is_read(fresh: Setup) -> None:
-    with pytest.raises(TrainerError, match="precision is fp8, which Apple's GPUs do not have: choose int8 or bf16"):
+    with pytest.raises(
+        TrainerError, match="precision is fp8, which Apple's GPUs do not have: choose int8, nf4 or bf16"
+    ):
         load_base_transformer(with_precision(fresh, "fp8").model, torch.device("mps"))

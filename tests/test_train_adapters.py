@@ -191,3 +191,18 @@ def _must_not_load(*args: object, **kwargs: object) -> None:
 def test_settings_that_contradict_are_refused(make: object, match: str) -> None:
     with pytest.raises(TrainerError, match=match):
         make()  # type: ignore[operator]
+
+
+def test_lycoris_training_goes_on_from_a_file(fresh: Setup) -> None:
+    first = fresh.train(adapter_settings=LyCORISSettings())
+    setup = with_start(fresh, tensors_of(first)).moved_to(fresh.context.output_dir / "next")
+    settings = LyCORISSettings(start_from="start.safetensors")
+    going_on = setup.train(replace(TRAIN, learning_rate=0.0), adapter_settings=settings)
+    assert going_on.losses[0] != first.losses[0]
+    for name, tensor in tensors_of(first).items():
+        torch.testing.assert_close(tensors_of(going_on)[name], tensor)
+    lora = with_start(fresh, tensors_of(fresh.train(RANKED))).moved_to(fresh.context.output_dir / "other")
+    with pytest.raises(
+        TrainerError, match=r"holds lora for .*, but algorithm is lokr: choose algorithm locon or dylora"
+    ):
+        lora.train(adapter_settings=settings)

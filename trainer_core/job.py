@@ -10,6 +10,7 @@ from .errors import TrainerError
 from .lumina2.model_files import Lumina2Model
 from .lumina2.timesteps import NoiseSettings
 from .publish.settings import AT_CHECKPOINTS, HubSettings, TrackingSettings
+from .run_folder import EMA
 from .settings import check_file_name, check_settings, setting
 from .training.memory_setting import parse_memory
 from .training.optimizer_checks import check_optimizer
@@ -131,6 +132,11 @@ class TrainJob:
             raise TrainerError(
                 'push is "checkpoints" but checkpoint_step_interval is 0, so there are none before the end:'
                 ' choose push "end", or raise checkpoint_step_interval in Checkpoints and EMA'
+            )
+        if self.hub and self.hub.weights == EMA and not self.checkpoints.use_ema:
+            raise TrainerError(
+                'weights of Hub Upload is "ema" but use_ema is off, so there is no average to send: turn use_ema on in'
+                ' Checkpoints and EMA, or choose "live"'
             )
         if self.checkpoints.use_ema and OPTIMIZERS[self.train.optimizer].averages:
             raise TrainerError(

@@ -20,9 +20,8 @@ from .publish.hub import FinishedFiles, HubUpload, UploadSource, link_or_copy
 from .publish.model_card import CardFacts
 from .publish.notices import Level, Report
 from .publish.tracking import Tracking
-from .run_folder import RunFolder
+from .run_folder import RunFolder, choose_file
 from .shared_facts import describe_datasets, describe_sampler, describe_settings_for_others
-from .weight_names import LIVE
 
 logger = logging.getLogger(__name__)
 
@@ -118,7 +117,7 @@ def _make_upload(
     should_stop: Callable[[], bool],
 ) -> HubUpload:
     assert job.hub is not None
-    is_adapter = job.adapter is not None
+    is_adapter, weights = job.adapter is not None, job.hub.weights
     card = CardFacts(
         title=run.name,
         repo_id=job.hub.repo_id,
@@ -138,26 +137,27 @@ def _make_upload(
     )
 
     def write_finished(folder: Path) -> FinishedFiles:
-        return _write_finished(run, folder, is_adapter)
+        return _write_finished(run, folder, is_adapter, weights)
 
     source = UploadSource(
         name=run.name,
         folder=run.path / "hub",
         num_steps=job.train.steps,
         card=card,
-        list_pictures=lambda: run.last_samples(LIVE),  # of the weights that are uploaded
+        list_pictures=lambda: run.last_samples(weights),  # of the weights that are uploaded
         write_finished=write_finished,
     )
     return HubUpload(job.hub, source=source, report=report, should_stop=should_stop)
 
 
-def _write_finished(run: RunFolder, folder: Path, is_adapter: bool) -> FinishedFiles:
+def _write_finished(run: RunFolder, folder: Path, is_adapter: bool, weights: str) -> FinishedFiles:
     name = f"{run.name}.safetensors"
-    link_or_copy(run.final_path, folder / name)
+    path = choose_file(run.final_path, weights)
+    link_or_copy(path, folder / name)
     if not is_adapter:
         return FinishedFiles(comfyui=name)
     try:
-        adapter = read_adapter(run.final_path)
+        adapter = read_adapter(path)
         tensors = to_diffusers(adapter.tensors)
     except TrainerError as error:
         logger.info("%s: no file for diffusers goes to the hub: %s", run.name, error)

@@ -217,7 +217,7 @@ def train_lora(
 
 def _located(settings: AdapterSettings, context: StepContext) -> AdapterSettings:
     """The same settings with the path of the file that the adapter starts from."""
-    if not isinstance(settings, LoRASettings) or not settings.start_from:
+    if not settings.start_from:
         return settings
     return replace(settings, start_from=str(context.find_model(("loras",), settings.start_from, "start_from")))
 

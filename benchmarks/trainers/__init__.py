@@ -17,6 +17,7 @@ TRAINERS: dict[str, dict[str, Callable[[Setup], PreparedTrainer]]] = {
         "ours": ours.train_lora,
         "ours-fp8": functools.partial(ours.train_lora, precision="fp8"),
         "ours-int8": functools.partial(ours.train_lora, precision="int8"),
+        "ours-nf4": functools.partial(ours.train_lora, precision="nf4"),
         "diffusers": diffusers_peft.train_lora,
         "comfyui": comfyui.train_lora,
         "sd-scripts": sd_scripts.train_lora,

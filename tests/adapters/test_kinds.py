@@ -12,7 +12,7 @@ from lumina2_trainer.trainer_core.adapters.lora import LoRASettings
 from lumina2_trainer.trainer_core.adapters.lycoris_settings import LYCORIS_ALGORITHMS, LyCORISSettings
 from lumina2_trainer.trainer_core.adapters.merge import merge_adapter
 from lumina2_trainer.trainer_core.lumina2.conditions import draws_random_numbers
-from lumina2_trainer.trainer_core.lumina2.quantized_linear import QuantizedLinear
+from lumina2_trainer.trainer_core.lumina2.matrix_formats import MATRIX_FORMATS
 from lumina2_trainer.trainer_core.lumina2.recompute import RecomputeBlocks
 from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Transformer
 from lumina2_trainer.trainer_core.training.graphs import can_be_captured
@@ -62,12 +62,12 @@ def export(settings: AdapterSettings, transformer: nn.Module, parameters: dict[s
     return ADAPTERS[settings.kind].export(transformer, parameters)
 
 
-def quantized(transformer: Lumina2Transformer) -> Lumina2Transformer:
+def quantized(transformer: Lumina2Transformer, dtype: torch.dtype) -> Lumina2Transformer:
     for block in transformer.blocks:
         for parent in (block.attention, block.feed_forward):
             for name, child in list(parent.named_children()):
                 if isinstance(child, nn.Linear):
-                    setattr(parent, name, QuantizedLinear(child.weight.data, None, torch.int8))
+                    setattr(parent, name, MATRIX_FORMATS[dtype](child.weight.data, None))
     return transformer
 
 
@@ -134,16 +134,17 @@ def test_export_reads_the_parameters_it_is_given(variant: str) -> None:
     assert all(torch.equal(there[name], here[name]) for name in here)
 
 
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
 @pytest.mark.parametrize("variant", VARIANTS)
-def test_every_kind_works_on_8_bit_weights(variant: str) -> None:
+def test_every_kind_works_on_quantised_weights(variant: str, dtype: torch.dtype) -> None:
     settings = replace(VARIANTS[variant], targets="attention_mlp")
-    base = run_packed(quantized(tiny_transformer()), *SAMPLES)
-    transformer, parameters = attach(settings, quantized(tiny_transformer()))
+    base = run_packed(quantized(tiny_transformer(), dtype), *SAMPLES)
+    transformer, parameters = attach(settings, quantized(tiny_transformer(), dtype))
     for ours, plain in zip(run_packed(transformer, *SAMPLES), base, strict=True):
         assert relative_error(ours, plain) < 1e-5
     sum(x.square().mean() for x in run_packed(transformer, *SAMPLES)).backward()
     scatter(parameters)
-    merged = quantized(tiny_transformer())
+    merged = quantized(tiny_transformer(), dtype)
     merge_adapter(merged, export(settings, transformer, parameters), 1.0)
     for ours, theirs in zip(run_packed(transformer.eval(), *SAMPLES), run_packed(merged, *SAMPLES), strict=True):
         assert relative_error(theirs, ours) < 1e-4

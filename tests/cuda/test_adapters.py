@@ -30,7 +30,7 @@ def test_training_follows_the_cpu(setup: Setup, tmp_path: Path, variant: str) ->
         assert gpu.losses == pytest.approx(cpu.losses, rel=2e-3)
 
 
-@pytest.mark.parametrize("precision", ["bf16", "int8"])
+@pytest.mark.parametrize("precision", ["bf16", "int8", "nf4"])
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_graphs_train_as_single_kernels_do(
     setup: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, variant: str, precision: str

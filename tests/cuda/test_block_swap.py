@@ -56,7 +56,7 @@ def step(transformer: Lumina2Transformer, seed: int) -> list[Tensor]:
     return [p.grad.clone() for p in transformer.parameters() if p.grad is not None]
 
 
-@pytest.mark.parametrize("matrix_dtype", [None, torch.int8])
+@pytest.mark.parametrize("matrix_dtype", [None, torch.int8, torch.uint8])
 @pytest.mark.parametrize("indices", [range(14), range(1, 14, 2)], ids=["all", "every other"])
 def test_swapped_blocks_on_the_gpu_give_the_same_gradients(indices: range, matrix_dtype: torch.dtype | None) -> None:
     transformer = make_transformer(matrix_dtype)

@@ -15,14 +15,15 @@ from ..training_setup import TRAIN, make_setup
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")
 
 
+@pytest.mark.parametrize("precision", ["bf16", "nf4"])
 @pytest.mark.parametrize("is_recomputed", [False, True])
 def test_graphs_train_as_single_kernels_do(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_recomputed: bool
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, is_recomputed: bool, precision: str
 ) -> None:
     setup = make_setup(tmp_path)
     setup = replace(
         setup,
-        model=replace(setup.model, precision="bf16"),
+        model=replace(setup.model, precision=precision),
         context=replace(setup.context, device=torch.device("cuda")),
     )
     train = replace(TRAIN, steps=24, gradient_checkpointing=is_recomputed)

@@ -1,4 +1,4 @@
-"""8-bit products on a real GPU: how exact they are, and what they do to gradients and memory."""
+"""8-bit products and 4-bit weights on a real GPU: how exact they are, and what they do to gradients and memory."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ import torch
 from lumina2_trainer.trainer_core.adapters.lora import LoRASettings, attach_lora
 from lumina2_trainer.trainer_core.lumina2.checkpoint import place_weight
 from lumina2_trainer.trainer_core.lumina2.eight_bit import MIN_CAPABILITY, has_8_bit_products, quantize_weight
+from lumina2_trainer.trainer_core.lumina2.four_bit import make_levels, pack, unpack
+from lumina2_trainer.trainer_core.lumina2.four_bit_linear import FourBitLinear
 from lumina2_trainer.trainer_core.lumina2.objective import flow_matching_loss, make_noisy_batch
 from lumina2_trainer.trainer_core.lumina2.precision import PRECISIONS, computation
 from lumina2_trainer.trainer_core.lumina2.quantized_linear import QuantizedLinear
@@ -36,14 +38,14 @@ SAMPLES = random_samples([(40, 64, 60)], cap_feat_dim=256)
 GPU = torch.device("cuda")
 PRODUCT_ERROR = {"fp8": 0.05, "int8": 0.02}
 """Relative error against float32: both sides are rounded, to 3 bits of mantissa or 127 steps up to a row's largest."""
-MIN_COSINE = {"fp8": 0.99, "int8": 0.998}
+MIN_COSINE = {"fp8": 0.99, "int8": 0.998, "nf4": 0.88}
 
 
 def dtype_of(precision: str) -> torch.dtype:
-    """The 8-bit dtype; skips where the GPU is too old for its products."""
+    """What matrices are stored as; skips where the GPU is too old for its products."""
     dtype = PRECISIONS[precision].matrix_dtype
     assert dtype is not None
-    if torch.cuda.get_device_capability() < MIN_CAPABILITY[dtype]:
+    if torch.cuda.get_device_capability() < MIN_CAPABILITY.get(dtype, (0, 0)):
         pytest.skip(f"this GPU has no products of {precision}")
     return dtype
 
@@ -120,7 +122,7 @@ def test_values_that_are_not_finite_stay_so(precision: str) -> None:
 
 @pytest.mark.parametrize("has_recomputation", [False, True])
 @pytest.mark.parametrize("targets", ["attention", "attention_mlp_modulation"])
-@pytest.mark.parametrize("precision", PRODUCT_ERROR)
+@pytest.mark.parametrize("precision", MIN_COSINE)
 def test_gradients_point_where_bfloat16_points(precision: str, targets: str, has_recomputation: bool) -> None:
     dtype_of(precision)
     actual = lora_gradients(precision, targets, has_recomputation=has_recomputation)
@@ -130,8 +132,32 @@ def test_gradients_point_where_bfloat16_points(precision: str, targets: str, has
     assert MIN_COSINE[precision] <= cosine < 0.99999
 
 
-@pytest.mark.parametrize("precision", PRODUCT_ERROR)
-def test_weights_take_half_the_memory(precision: str) -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(300, 4096), (7, 90), (3, 6)])
+def test_4_bit_weights_are_the_same_numbers_as_on_the_cpu(shape: tuple[int, int], dtype: torch.dtype) -> None:
+    weight = torch.randn(shape, generator=torch.Generator().manual_seed(0)).bfloat16()
+    on_cpu, on_gpu = pack(weight), pack(weight.to(GPU))
+    assert all(torch.equal(a, b.cpu()) for a, b in zip(on_cpu, on_gpu, strict=True))
+    expected = unpack(*on_cpu, make_levels(weight.device), dtype)
+    assert torch.equal(unpack(*on_gpu, make_levels(GPU), dtype).cpu(), expected)
+
+
+def test_a_4_bit_product_keeps_nothing_beyond_its_result() -> None:
+    linear = FourBitLinear(torch.randn(2048, 1024, device=GPU, dtype=torch.bfloat16), None)
+    x = torch.randn(512, 1024, device=GPU, dtype=torch.bfloat16, requires_grad=True)
+    linear(x).sum().backward()  # cuBLAS has its workspace from here on
+    x.grad = None
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    out = linear(x)
+    assert torch.cuda.memory_allocated() - before == out.nbytes
+    assert torch.cuda.max_memory_allocated() - before <= out.nbytes + 2 * 2048 * 1024 + 2**16
+    out.sum().backward()
+    torch.testing.assert_close(x.grad, (torch.ones_like(out) @ linear.weight), rtol=0.02, atol=0.5)
+
+
+@pytest.mark.parametrize(("precision", "share"), [("fp8", 0.53), ("int8", 0.53), ("nf4", 0.32)])
+def test_weights_take_a_share_of_the_memory(precision: str, share: float) -> None:
     def bytes_of(name: str) -> int:
         before = torch.cuda.memory_allocated()
         transformer = make_transformer(name)
@@ -139,10 +165,10 @@ def test_weights_take_half_the_memory(precision: str) -> None:
         del transformer
         return size
 
-    assert bytes_of(precision) < 0.53 * bytes_of("bf16")
+    assert bytes_of(precision) < share * bytes_of("bf16")
 
 
-@pytest.mark.parametrize("precision", PRODUCT_ERROR)
+@pytest.mark.parametrize("precision", MIN_COSINE)
 def test_run_on_the_gpu_follows_the_cpu_and_gives_memory_back(tmp_path: Path, precision: str) -> None:
     setup = make_setup(tmp_path)
     setup = replace(setup, model=replace(setup.model, precision=precision))

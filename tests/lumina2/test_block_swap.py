@@ -24,7 +24,7 @@ INPUT_BYTES = (5 + 15 + 1 + 4 + 11 + 12) * 96 * 4
 
 
 def tiny_with_adapter(matrix_dtype: torch.dtype | None = None, dropout: float = 0.0) -> Lumina2Transformer:
-    """A tiny network, in 8 bits if wanted, with an adapter that is not the identity."""
+    """A tiny network, in 8 or 4 bits if wanted, with an adapter that is not the identity."""
     transformer = tiny_transformer()
     for name, parameter in list(transformer.named_parameters()):
         place_weight(transformer, name, parameter.data, matrix_dtype=matrix_dtype)
@@ -58,7 +58,7 @@ def gradients(transformer: Lumina2Transformer, run_block: BlockRunner) -> dict[s
     return {name: p.grad.clone() for name, p in transformer.named_parameters() if p.grad is not None}
 
 
-@pytest.mark.parametrize("matrix_dtype", [None, torch.float8_e4m3fn, torch.int8])
+@pytest.mark.parametrize("matrix_dtype", [None, torch.float8_e4m3fn, torch.int8, torch.uint8])
 @pytest.mark.parametrize("indices", [[0, 1, 2, 3, 4, 5, 6], [1, 4, 6], [3]])
 def test_swapped_blocks_give_the_same_gradients(indices: list[int], matrix_dtype: torch.dtype | None) -> None:
     transformer = tiny_with_adapter(matrix_dtype)

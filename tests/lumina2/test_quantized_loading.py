@@ -1,4 +1,4 @@
-"""Loading a base with 8-bit matrices."""
+"""Loading a base with matrices of 8 and 4 bits."""
 
 from __future__ import annotations
 
@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from lumina2_trainer.trainer_core.lumina2 import module_weights, quantized_linear
+from lumina2_trainer.trainer_core.lumina2 import four_bit_linear, module_weights, quantized_linear
 from lumina2_trainer.trainer_core.lumina2.checkpoint import load_transformer
+from lumina2_trainer.trainer_core.lumina2.compressed_linear import CompressedLinear
 from lumina2_trainer.trainer_core.lumina2.eight_bit import quantize_weight
-from lumina2_trainer.trainer_core.lumina2.quantized_linear import QuantizedLinear
+from lumina2_trainer.trainer_core.lumina2.four_bit import pack
+from lumina2_trainer.trainer_core.lumina2.matrix_formats import MATRIX_FORMATS
 from torch import Tensor
 
 from .tiny_files import split_state, write_diffusers_folder, write_split
@@ -20,7 +22,7 @@ from .tiny_models import CPU, tiny_transformer
 
 
 @pytest.mark.parametrize("layout", ["split", "diffusers"])
-@pytest.mark.parametrize("matrix_dtype", [torch.float8_e4m3fn, torch.int8])
+@pytest.mark.parametrize("matrix_dtype", list(MATRIX_FORMATS))
 def test_matrices_are_quantised_one_by_one_while_loading(
     layout: str, matrix_dtype: torch.dtype, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -35,16 +37,21 @@ def test_matrices_are_quantised_one_by_one_while_loading(
         full.append(weakref.ref(weight))
         return quantize_weight(weight, dtype)
 
+    def pack_and_watch(weight: Tensor) -> tuple[Tensor, Tensor]:
+        full.append(weakref.ref(weight))
+        return pack(weight)
+
     monkeypatch.setattr(quantized_linear, "quantize_weight", quantize_and_watch)
+    monkeypatch.setattr(four_bit_linear, "pack", pack_and_watch)
     monkeypatch.setattr(module_weights, "torch", SimpleNamespace(empty=make_empty))
     loaded = load_transformer(path, device=CPU, dtype=torch.bfloat16, matrix_dtype=matrix_dtype)
     monkeypatch.undo()
     assert len(full) == 7 * 5 + 5
     expected = tiny_transformer().bfloat16()
     for name, module in loaded.named_modules():
-        if isinstance(module, QuantizedLinear):
+        if isinstance(module, CompressedLinear):
             original = expected.get_submodule(name)
-            assert torch.equal(module.weight, QuantizedLinear(original.weight, None, matrix_dtype).weight)
+            assert torch.equal(module.weight, MATRIX_FORMATS[matrix_dtype](original.weight, None).weight)
             assert (module.bias is None) == (original.bias is None)
             assert module.bias is None or torch.equal(module.bias, original.bias)
 

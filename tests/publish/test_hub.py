@@ -241,3 +241,29 @@ def test_sending_checkpoints_that_are_never_written_is_refused(fresh: Setup) -> 
     with pytest.raises(TrainerError, match='push is "checkpoints" but checkpoint_step_interval is 0'):
         fresh.train(hub=replace(HUB, push="checkpoints"), checkpoints=CheckpointSettings(checkpoint_step_interval=0))
     assert not fresh.context.runs_dir.exists()
+
+
+EMA_RUN = CheckpointSettings(use_ema=True, ema_decay=0.5, checkpoint_step_interval=4)
+
+
+def test_the_average_is_sent_where_it_is_asked_for(fresh: Setup, hub: HubServer) -> None:
+    settings = replace(HUB, weights="ema", push="checkpoints")
+    result = fresh.train(hub=settings, validation=PROMPTS, checkpoints=EMA_RUN)
+    files, live = hub.repositories[REPO].files, Path(result.adapter.path)
+    average = live.with_name("adapter_ema.safetensors")
+    assert files["run.safetensors"] == average.read_bytes() != live.read_bytes()
+    checkpoint = Path(result.adapter.run_dir) / "checkpoints/step-000004/adapter_ema.safetensors"
+    assert files["checkpoints/run-000004.safetensors"] == checkpoint.read_bytes()
+    pictures = {name for name in files if name.startswith("images/")}
+    assert pictures == {"images/00_ema.png", "images/01_ema.png"}
+    diffusers = load(files["pytorch_lora_weights.safetensors"])
+    sent, kept = load(files["run.safetensors"]), load(live.read_bytes())
+    name = next(name for name in sent if name.endswith("attention.out.lora_A.weight"))
+    of_diffusers = next(t for n, t in diffusers.items() if t.shape == sent[name].shape and (t == sent[name]).all())
+    assert not (of_diffusers == kept[name]).all()
+
+
+def test_an_average_that_is_not_kept_is_refused_before_training(fresh: Setup, hub: HubServer) -> None:
+    with pytest.raises(TrainerError, match='weights of Hub Upload is "ema" but use_ema is off'):
+        fresh.train(hub=replace(HUB, weights="ema"))
+    assert REPO not in hub.repositories

@@ -7,6 +7,8 @@ from dataclasses import replace
 import pytest
 import torch
 from lumina2_trainer.trainer_core.adapters.lora import LoRASettings, attach_lora
+from lumina2_trainer.trainer_core.lumina2.block_swap import swappable_tensors
+from lumina2_trainer.trainer_core.lumina2.checkpoint import place_weight
 from lumina2_trainer.trainer_core.lumina2.precision import PRECISIONS
 from lumina2_trainer.trainer_core.lumina2.recompute import RecomputeBlocks
 from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config, Lumina2Transformer
@@ -22,6 +24,7 @@ from lumina2_trainer.trainer_core.training.optimizers import OPTIMIZERS, make_op
 from lumina2_trainer.trainer_core.training.settings import OptimizerSettings
 
 from ..lumina2.simulated_gpu import simulate_step
+from ..lumina2.tiny_models import TINY, tiny_transformer
 
 GIB = 2**30
 H100 = DeviceFacts(is_fused=True, workspace_bytes=32 * 2**20)
@@ -107,6 +110,28 @@ def test_moving_things_to_host_memory_lowers_the_prediction_by_their_size() -> N
 def test_8_bit_matrices_take_half_the_bytes() -> None:
     halves = [measure(Lumina2Config(), "attention", precision).blocks[-1].matrix_bytes for precision in ("fp8", "bf16")]
     assert halves[1] == 2 * halves[0] == 2 * (2304 * 3840 + 2304 * 2304 + 3 * 2304 * 9216 + 1024 * 9216)
+
+
+def test_4_bit_matrices_take_nine_32nds_of_the_bytes_with_their_scales() -> None:
+    model = measure(Lumina2Config(), "attention", "nf4")
+    full = measure(Lumina2Config(), "attention", "bf16")
+    assert model.blocks[-1].matrix_bytes * 32 == full.blocks[-1].matrix_bytes * 9
+    assert sum(block.matrix_bytes for block in model.blocks) / GIB == pytest.approx(1.37, abs=0.02)
+    assert model.fixed_bytes == pytest.approx(full.fixed_bytes, rel=1e-3)
+    assert model.unpacked_bytes == 2 * 2304 * 9216 and full.unpacked_bytes == 0
+
+
+@pytest.mark.parametrize("precision", [name for name, known in PRECISIONS.items() if known.matrix_dtype])
+def test_predicted_weights_are_those_of_a_loaded_model(precision: str) -> None:
+    known, network = PRECISIONS[precision], tiny_transformer()
+    for name, parameter in list(network.named_parameters()):
+        place_weight(network, name, parameter.data.to(known.dtype), matrix_dtype=known.matrix_dtype)
+    attach_lora(network, LoRASettings(targets="attention"), rank=16, alpha=16.0, seed=0)
+    size = measure(TINY, "attention", precision)
+    swappable = sum(x.nbytes for block in network.blocks for x in swappable_tensors(block))
+    assert sum(block.matrix_bytes for block in size.blocks) == swappable
+    total = sum(x.nbytes for x in (*network.parameters(), *network.buffers()))
+    assert size.fixed_bytes == total - swappable
 
 
 def test_largest_batch_takes_the_longest_samples_as_often_as_they_may_come() -> None:

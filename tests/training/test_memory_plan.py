@@ -84,7 +84,7 @@ def test_too_little_memory_says_how_much_is_needed() -> None:
         TrainerError, match=r"0\.5 GiB allowed, but training takes at least \d\.\d GiB: raise memory, or l"
     ):
         plan(FP8, 0.5)
-    with pytest.raises(TrainerError, match="or choose precision fp8 or int8 in Load Lumina2"):
+    with pytest.raises(TrainerError, match="or choose precision fp8, int8 or nf4 in Load Lumina2"):
         plan(BF16, 0.5)
 
 

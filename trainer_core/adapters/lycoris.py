@@ -12,25 +12,45 @@ from ..errors import TrainerError
 from .lycoris_kinds import LYCORIS_KINDS
 from .lycoris_layer import LycorisLinear
 from .lycoris_settings import LyCORISSettings
-from .targets import plan_layers
+from .lycoris_start import check_start_shapes, read_lycoris_start
+from .targets import LayerPlan, plan_layers
+
+META = torch.device("meta")
 
 
 def check_lycoris(transformer: nn.Module, settings: LyCORISSettings, *, rank: int, alpha: float) -> None:
     """Check what depends on the network; its weights are not read.
 
     Raises:
-        TrainerError: The library is missing, a pattern matches nothing, or a layer cannot be split as asked.
+        TrainerError: The library is missing, a pattern matches nothing, a layer cannot be split as asked, or start_from
+            is a file of another kind or size.
     """
+    plans = _check_layers(transformer, settings, rank=rank, alpha=alpha)
+    linears = dict(transformer.named_modules())
+    start = read_lycoris_start(settings, plans)
+    for plan in plans:
+        if plan.name in start:
+            linear = linears[plan.name]
+            assert isinstance(linear, nn.Linear), "only Linear layers are planned"
+            with torch.device("meta"):
+                layer = LycorisLinear(nn.Linear(linear.in_features, linear.out_features), plan, settings, META)
+                check_start_shapes(settings, plan.name, start[plan.name], layer.part_shapes())
+
+
+def _check_layers(transformer: nn.Module, settings: LyCORISSettings, *, rank: int, alpha: float) -> list[LayerPlan]:
+    """The layers that are adapted, each of which can be split as asked."""
     if importlib.util.find_spec("lycoris") is None:
         raise TrainerError(
             f"algorithm {settings.algorithm} needs the package lycoris-lora, which is not installed: run"
             ' "pip install lycoris-lora" in the Python that runs ComfyUI'
         )
     linears = dict(transformer.named_modules())
-    for plan in plan_layers(transformer, settings, rank=rank, alpha=alpha, override_names=settings.override_names):
+    plans = plan_layers(transformer, settings, rank=rank, alpha=alpha, override_names=settings.override_names)
+    for plan in plans:
         linear = linears[plan.name]
         assert isinstance(linear, nn.Linear), "only Linear layers are planned"
         LYCORIS_KINDS[settings.algorithm].check((linear.out_features, linear.in_features), plan, settings)
+    return plans
 
 
 def attach_lycoris(
@@ -43,14 +63,14 @@ def attach_lycoris(
         settings: Kind, targets and dropout.
         rank: Size of the adapter, where its kind has one.
         alpha: The update is scaled by alpha / rank.
-        seed: Of the initial values; every kind starts as the identity.
+        seed: Of the initial values; every kind starts as the identity, or as what start_from does.
 
     Returns:
         The trainable float32 parameters by name.
     """
-    check_lycoris(transformer, settings, rank=rank, alpha=alpha)
+    plans = _check_layers(transformer, settings, rank=rank, alpha=alpha)
     transformer.requires_grad_(False)
-    plans = plan_layers(transformer, settings, rank=rank, alpha=alpha, override_names=settings.override_names)
+    start = read_lycoris_start(settings, plans)
     parameters = {}
     device = next(transformer.parameters()).device  # of x_embedder, which is never swapped
     with torch.random.fork_rng(devices=[]):
@@ -61,6 +81,9 @@ def attach_lycoris(
             linear = owner.get_submodule(child)
             assert isinstance(linear, nn.Linear), "only Linear layers are planned"
             layer = LycorisLinear(linear, plan, settings, device)
+            if plan.name in start:
+                check_start_shapes(settings, plan.name, start[plan.name], layer.part_shapes())
+                layer.load(start[plan.name])
             owner.register_module(child, layer)
             parameters.update({f"{plan.name}.{name}": parameter for name, parameter in layer.own_parameters().items()})
     return parameters

@@ -19,6 +19,18 @@ from torch import Tensor, nn
 
 from ..errors import TrainerError
 from .file_kinds import apply_butterfly, rotations
+from .lycoris_files import (
+    export_dylora,
+    export_glora,
+    export_locon,
+    export_loha,
+    export_lokr,
+    load_dylora,
+    load_glora,
+    load_locon,
+    load_loha,
+    load_lokr,
+)
 from .lycoris_settings import LyCORISSettings
 from .targets import LayerPlan
 
@@ -51,6 +63,10 @@ class LycorisKind:
     """What the module adds to the output, [..., O]."""
     export: Callable[[Mapping[str, Tensor], float], dict[str, Tensor]]
     """The file's parts from parameters by name and scale."""
+    load: Callable[[Mapping[str, Tensor], Mapping[str, Tensor], float], dict[str, Tensor]] = lambda parts, own, scale: (
+        dict(parts)
+    )
+    """Parameters by name from the file's parts, the parameters that are there, and the scale: `export` backwards."""
     check: Callable[[tuple[int, int], LayerPlan, LyCORISSettings], None] = lambda shape, plan, settings: None
     """Refuses a layer [O, I] that cannot be split as asked."""
     is_random: bool = False
@@ -80,10 +96,6 @@ def _locon_update(module: Any, call: Call) -> Tensor:
     return call.scale * _through(call.x_SI, module.lora_down.weight, module.lora_up.weight)
 
 
-def _export_locon(values: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    return {"lora_A.weight": values["lora_down.weight"], "lora_B.weight": scale * values["lora_up.weight"]}
-
-
 def _make_dylora(linear: nn.Linear, plan: LayerPlan, settings: LyCORISSettings) -> nn.Module:
     from lycoris.modules.dylora import DyLoraModule
 
@@ -108,13 +120,6 @@ def _dylora_update(module: Any, call: Call) -> Tensor:
     return call.scale * _through(call.x_SI, torch.cat(downs), torch.cat(ups, dim=1))
 
 
-def _export_dylora(values: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    count = len(values) // 2
-    down_RI = torch.cat([values[f"down_list.{i}"] for i in range(count)])
-    up_OR = torch.cat([values[f"up_list.{i}"] for i in range(count)], dim=1)
-    return {"lora_A.weight": down_RI, "lora_B.weight": scale * up_OR}
-
-
 def _make_loha(linear: nn.Linear, plan: LayerPlan, settings: LyCORISSettings) -> nn.Module:
     from lycoris.modules.loha import LohaModule
 
@@ -127,10 +132,6 @@ def _loha_update(module: Any, call: Call) -> Tensor:
     names = ("hada_w1_b", "hada_w1_a", "hada_w2_b", "hada_w2_a")
     factors = [getattr(module, name).to(call.x_SI.dtype) for name in names]
     return bypass_forward_diff(call.x_SI, None, *factors, None, None, gamma=call.scale, backend=BACKEND)
-
-
-def _export_loha(values: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    return {**values, "hada_w1_a": scale * values["hada_w1_a"]}
 
 
 def _make_lokr(linear: nn.Linear, plan: LayerPlan, settings: LyCORISSettings) -> nn.Module:
@@ -153,11 +154,6 @@ def _lokr_update(module: Any, call: Call) -> Tensor:
     return call.scale * kron_bypass(call.x_SI, *factors, scale=1.0, backend=BACKEND)
 
 
-def _export_lokr(values: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    scaled = "lokr_w1" if "lokr_w1" in values else "lokr_w1_a"
-    return {**values, scaled: scale * values[scaled]}
-
-
 def _make_glora(linear: nn.Linear, plan: LayerPlan, settings: LyCORISSettings) -> nn.Module:
     from lycoris.modules.glora import GLoRAModule
 
@@ -170,10 +166,6 @@ def _glora_update(module: Any, call: Call) -> Tensor:
     turned_RO = call.multiply(module.a1.weight.t().to(dtype))
     first_SO = F.linear(call.x_SI, module.a2.weight.to(dtype)) @ turned_RO.to(dtype)
     return call.scale * (first_SO + _through(call.x_SI, module.b2.weight, module.b1.weight))
-
-
-def _export_glora(values: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
-    return {**values, **{name: scale * values[name] for name in ("a1.weight", "b1.weight")}}
 
 
 def _make_oft(linear: nn.Linear, plan: LayerPlan, settings: LyCORISSettings) -> nn.Module:
@@ -259,13 +251,18 @@ def _through(x_SI: Tensor, down_RI: Tensor, up_OR: Tensor) -> Tensor:
 
 
 LYCORIS_KINDS: dict[str, LycorisKind] = {
-    "lokr": LycorisKind(make=_make_lokr, update=_lokr_update, export=_export_lokr),
-    "loha": LycorisKind(make=_make_loha, update=_loha_update, export=_export_loha),
-    "locon": LycorisKind(make=_make_locon, update=_locon_update, export=_export_locon),
+    "lokr": LycorisKind(make=_make_lokr, update=_lokr_update, export=export_lokr, load=load_lokr),
+    "loha": LycorisKind(make=_make_loha, update=_loha_update, export=export_loha, load=load_loha),
+    "locon": LycorisKind(make=_make_locon, update=_locon_update, export=export_locon, load=load_locon),
     "dylora": LycorisKind(
-        make=_make_dylora, update=_dylora_update, export=_export_dylora, check=_check_dylora, is_random=True
+        make=_make_dylora,
+        update=_dylora_update,
+        export=export_dylora,
+        load=load_dylora,
+        check=_check_dylora,
+        is_random=True,
     ),
-    "glora": LycorisKind(make=_make_glora, update=_glora_update, export=_export_glora),
+    "glora": LycorisKind(make=_make_glora, update=_glora_update, export=export_glora, load=load_glora),
     "diag-oft": LycorisKind(make=_make_oft, update=_oft_update, export=_export_rotations, is_capturable=False),
     "boft": LycorisKind(
         make=_make_boft, update=_boft_update, export=_export_boft, check=_check_boft, is_capturable=False

@@ -104,6 +104,31 @@ class LycorisLinear(nn.Module):
             parts["dora_scale"] = magnitude_O1 * lengths_O1 / self._changed_lengths(values)
         return {name: part.detach().float().cpu().contiguous().clone() for name, part in parts.items()}
 
+    @torch.no_grad()
+    def part_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shapes of the parts that `export` gives, without those of one value a row; works on the meta device."""
+        return {name: tuple(part.shape) for name, part in self._parts(self.own_parameters()).items() if part.ndim}
+
+    @torch.no_grad()
+    def load(self, parts: Mapping[str, Tensor]) -> None:
+        """Take over what `export` gave, here or in another run.
+
+        Args:
+            parts: Of this layer, of the shapes that `export` gives, without alpha.
+        """
+        own = self.own_parameters()
+        device = self.scale.device
+        kept = {name: part.to(device) for name, part in parts.items() if name != "dora_scale"}
+        for name, value in LYCORIS_KINDS[self.kind].load(kept, own, self.scaling).items():
+            own[name].copy_(value)
+        if self.magnitude_O1 is None:
+            return
+        lengths_O1 = self._changed_lengths(own)
+        if "dora_scale" in parts:  # see export
+            base_lengths_O1 = host_norm(self.base_layer.weight.float().to(device))
+            lengths_O1 = parts["dora_scale"].to(device) * lengths_O1 / base_lengths_O1
+        self.magnitude_O1.copy_(lengths_O1)
+
     def _parts(self, values: Mapping[str, Tensor]) -> dict[str, Tensor]:
         own = {name: value.float() for name, value in values.items() if name != "magnitude_O1"}
         number = cast(float, self.adapter.constraint) if self.kind in CONSTRAINED else self.scaling

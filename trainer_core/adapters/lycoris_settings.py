@@ -59,6 +59,9 @@ class LyCORISSettings:
     overrides: str = setting("", multiline=True, is_advanced=True)
     """Other numbers for some layers: a line for each group, a regular expression over whole module names and then
     rank, alpha or factor, such as `.*feed_forward.* factor=8`. The first line that matches counts."""
+    start_from: str = setting("", is_optional=True)
+    """A file of the same algorithm in models/loras to go on from, with ComfyUI's names; empty starts anew. Rank, factor
+    and the other sizes must be those it was trained with."""
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TrainerError
-from ..lumina2.quantized_linear import QuantizedLinear
+from ..lumina2.compressed_linear import CompressedLinear
 from .file_kinds import Parts, change_of_weight, split_by_module
 
 LOW_RANK_PARTS = {"lora_A.weight", "lora_B.weight"}
@@ -18,7 +18,7 @@ LOW_RANK_PARTS = {"lora_A.weight", "lora_B.weight"}
 def merge_adapter(transformer: nn.Module, tensors: Mapping[str, Tensor], strength: float) -> int:
     """Change each weight that an adapter names, in place, computed in float32.
 
-    An 8-bit layer keeps a LoRA beside its weight, and becomes a plain Linear for any other kind.
+    A layer of 8 or 4 bits keeps a LoRA beside its weight, and becomes a plain Linear for any other kind.
 
     Args:
         transformer: In the native layout.
@@ -37,19 +37,19 @@ def merge_adapter(transformer: nn.Module, tensors: Mapping[str, Tensor], strengt
         linear = modules.get(name)
         if not isinstance(linear, nn.Linear):
             raise TrainerError(f"the adapter has weights for {name}, which this base does not have")
-        if isinstance(linear, QuantizedLinear) and set(parts) == LOW_RANK_PARTS:
+        if isinstance(linear, CompressedLinear) and set(parts) == LOW_RANK_PARTS:
             _add_low_rank(name, linear, parts, strength)
             continue
         weight = linear.weight
         merged = (weight.float() + change_of_weight(name, parts, weight, strength)).to(weight.dtype)
-        if isinstance(linear, QuantizedLinear):
+        if isinstance(linear, CompressedLinear):
             _replace(modules, name, _plain_linear(merged, linear.bias))
         else:
             linear.weight.copy_(merged)
     return len(by_module)
 
 
-def _add_low_rank(name: str, linear: QuantizedLinear, parts: Parts, strength: float) -> None:
+def _add_low_rank(name: str, linear: CompressedLinear, parts: Parts, strength: float) -> None:
     up_OR, down_RI = parts["lora_B.weight"].float(), parts["lora_A.weight"].float()
     shape = (linear.out_features, linear.in_features)
     if (len(up_OR), down_RI.shape[1]) != shape:

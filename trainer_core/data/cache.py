@@ -74,6 +74,10 @@ class TrainingSample:
     """Its target is what the base predicts, not the picture."""
     content_hash: str = ""
     """SHA-256 of the picture file."""
+    mask_paths: tuple[Path, ...] = ()
+    """Of its mask for each crop; none if all of it counts."""
+    mask_outside_weight: float = 0.0
+    """What the loss counts where the mask is black."""
 
     @property
     def latents_paths(self) -> tuple[Path, ...]:
@@ -121,7 +125,8 @@ def read_latent_index(cache: LatentCache) -> LatentIndex:
         CacheDamagedError: The index or entries were deleted or damaged.
     """
     index = _read_index(cache.index_path, LATENTS_FOLDER, LatentIndex.from_json)
-    _check_entries([path for sample in index.samples for path in index.paths_of(sample)], LATENTS_FOLDER)
+    paths = [path for sample in index.samples for path in (*index.paths_of(sample), *index.mask_paths_of(sample))]
+    _check_entries(paths, LATENTS_FOLDER)
     return index
 
 
@@ -139,6 +144,15 @@ def read_embed_index(cache: EmbedCache) -> EmbedIndex:
 
 def load_latents(path: Path) -> Tensor:
     """[16, height / 8, width / 8] float32 latents of one picture, scaled for the network.
+
+    Raises:
+        CacheDamagedError: The entry is missing or damaged.
+    """
+    return _read_entry(path, LATENTS_FOLDER)
+
+
+def load_mask(path: Path) -> Tensor:
+    """[1, height / 8, width / 8] float32 mask of one picture, 1 where the loss counts.
 
     Raises:
         CacheDamagedError: The entry is missing or damaged.
@@ -194,6 +208,8 @@ def join_samples(latents: LatentIndex, embeds: EmbedIndex) -> tuple[TrainingSamp
             folder_weight=weights.get(numbers[sample.id]),
             is_regularisation=latents.folders[numbers[sample.id] - 1].is_regularisation,
             content_hash=sample.content_hash,
+            mask_paths=latents.mask_paths_of(sample),
+            mask_outside_weight=latents.folders[numbers[sample.id] - 1].mask_outside_weight,
         )
         for sample in latents.samples
     )

@@ -19,12 +19,13 @@ from ..context import StepContext
 from ..errors import TrainerError
 from .buckets import Bucket
 from .cache import LatentCache
+from .cache_masks import fill_mask_cache
 from .crops import Box, crop_box
 from .entries import entry_name, is_valid_entry
 from .entry_writer import AUTOMATIC_BATCH_SIZE, EntryWriter, NewEntry
 from .folder import Dataset
 from .images import PREPARATION_VERSION, UnreadablePicture, decode_picture, fit_to_bucket, to_picture_tensor
-from .index import LATENTS_FOLDER, LatentIndex, LatentSample, write_index
+from .index import LATENTS_FOLDER, LatentIndex, LatentSample, folder_number, write_index
 from .picture_index import NUM_READERS, read_content
 from .progress import Progress
 from .scan import Picture, scan_dataset
@@ -101,10 +102,11 @@ def fill_latent_cache(
         _encode(missing, folder, load_encoder, dtype, batch_size, progress)
     else:
         progress.advance(0)
+    masks = fill_mask_cache(pictures, folder, context, needs_white=[_needs_white(p, dataset) for p in pictures])
     index = LatentIndex(
         cache_dir=context.cache_dir,
         folders=tuple(folder.settings for folder in dataset.folders),
-        samples=tuple(_describe_sample(picture, crops[picture.id]) for picture in pictures),
+        samples=tuple(_describe_sample(picture, crops[picture.id], masks.get(picture.id, ())) for picture in pictures),
     )
     return LatentCache(index_path=str(write_index(index)), fingerprint=index.fingerprint)
 
@@ -121,7 +123,12 @@ def _latent_shape(bucket: Bucket) -> tuple[int, int, int]:
     return LATENT_CHANNELS, bucket.height // PIXELS_PER_LATENT, bucket.width // PIXELS_PER_LATENT
 
 
-def _describe_sample(picture: Picture, crops: Sequence[Crop]) -> LatentSample:
+def _needs_white(picture: Picture, dataset: Dataset) -> bool:
+    """Whether its mask decides alone what is learned."""
+    return dataset.folders[folder_number(picture.id) - 1].settings.mask_outside_weight == 0
+
+
+def _describe_sample(picture: Picture, crops: Sequence[Crop], masks: tuple[str, ...]) -> LatentSample:
     return LatentSample(
         id=picture.id,
         file_name=picture.path.name,
@@ -131,6 +138,7 @@ def _describe_sample(picture: Picture, crops: Sequence[Crop]) -> LatentSample:
         height=picture.bucket.height,
         repeats=picture.repeats,
         content_hash=picture.facts.content_hash,
+        masks=masks,
     )
 
 

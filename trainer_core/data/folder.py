@@ -111,6 +111,13 @@ class DatasetFolderSettings:
     is_regularisation: bool = setting(False, is_optional=True)
     """These pictures keep the adapter from drifting: the target is what the base itself predicts for them, not the
     picture. Only for training an adapter; a batch that holds one costs one more forward pass."""
+    mask_folder: str = setting("", is_optional=True)
+    """Folder with a mask for each picture, of the same path and name: white is learned, black is not. A path inside the
+    folder, or as folder is given. Empty trains on whole pictures."""
+    mask_outside_weight: float = setting(0.0, minimum=0.0, maximum=1.0, step=0.01, is_optional=True)
+    """What the loss counts where a mask is black, beside 1 where it is white; 1 switches the masks off."""
+    is_mask_required: bool = setting(True, is_optional=True)
+    """A picture without a mask is an error; off, it is trained whole."""
 
     def __post_init__(self) -> None:
         if self.crop_style == "face":
@@ -133,6 +140,11 @@ class DatasetFolderSettings:
             raise TrainerError('tag_separator is empty: write what stands between two tags, such as ","')
         if self.caption_source in TABLE_READERS:
             self._check_columns()
+        if self.mask_outside_weight and not self.mask_folder.strip():
+            raise TrainerError(
+                f"mask_outside_weight is {self.mask_outside_weight:g} but mask_folder is empty: name the folder with"
+                " the masks, or set it to 0"
+            )
         for one in self.split_resolutions():
             one.size_plan  # noqa: B018 - checks the sizes against each other
 
@@ -201,10 +213,12 @@ class DatasetFolderSettings:
 
 @dataclass(frozen=True, kw_only=True)
 class DatasetFolder:
-    """One folder with its settings; `path` is resolved and allowed."""
+    """One folder with its settings; paths are resolved and allowed."""
 
     path: str
     settings: DatasetFolderSettings
+    mask_path: str = ""
+    """Of the folder with masks; empty if there are none."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -227,7 +241,8 @@ def open_dataset(settings: DatasetFolderSettings, *, earlier: Dataset | None = N
             f"sampling is {settings.sampling!r} for folder {settings.folder!r} but {first.sampling!r} for"
             f" {first.folder!r}: choose the same for all folders of a dataset"
         )
-    folders = (DatasetFolder(path=path, settings=one) for one in settings.split_resolutions())
+    mask_path = _resolve_mask_folder(settings.mask_folder, Path(path), context)
+    folders = (DatasetFolder(path=path, settings=one, mask_path=mask_path) for one in settings.split_resolutions())
     return Dataset(folders=(*(earlier.folders if earlier else ()), *folders))
 
 
@@ -238,3 +253,19 @@ def _resolve_folder(name: str, context: StepContext) -> Path:
     if not path.is_dir():
         raise TrainerError(f"folder {name!r} is not a folder: name the folder the pictures lie in")
     return path.resolve()
+
+
+def _resolve_mask_folder(name: str, root: Path, context: StepContext) -> str:
+    """A folder named relative to that of the pictures, or as that is."""
+    if not name.strip():
+        return ""
+    try:
+        path = context.resolve_inside_roots(str(root / name), "mask_folder")
+    except TrainerError:
+        path = context.resolve_inside_roots(name, "mask_folder")
+    if not path.is_dir() or root.is_relative_to(path):
+        raise TrainerError(
+            f"mask_folder {name!r} {'holds the pictures themselves' if path.is_dir() else 'is not a folder'}: name a"
+            " folder with masks alone"
+        )
+    return str(path.resolve())

@@ -47,6 +47,8 @@ class LatentSample:
     """SHA-256 of the picture file."""
     more_latents: tuple[str, ...] = ()
     """Names of the entries of further crops."""
+    masks: tuple[str, ...] = ()
+    """Names of the entries of its mask, one for each crop; none if it has no mask."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -77,7 +79,9 @@ class LatentIndex:
         """See `LatentCache.fingerprint`."""
         samples = [[s.id, s.latents, s.repeats, *s.more_latents] for s in self.samples]
         weights, priors = self.folder_weights, [f.is_regularisation for f in self.folders]
-        return _hash_json([samples, weights, priors] if weights or any(priors) else samples)
+        content: list[Any] = [samples, weights, priors] if weights or any(priors) else samples
+        masks = [sample.masks for sample in self.samples]
+        return _hash_json([content, masks, [f.mask_outside_weight for f in self.folders]] if any(masks) else content)
 
     @property
     def folder_weights(self) -> dict[int, float]:
@@ -99,6 +103,10 @@ class LatentIndex:
         """Entries of the sample's crops."""
         return tuple(self.cache_dir / LATENTS_FOLDER / name for name in (sample.latents, *sample.more_latents))
 
+    def mask_paths_of(self, sample: LatentSample) -> tuple[Path, ...]:
+        """Entries of the sample's mask, one for each crop or none."""
+        return tuple(self.cache_dir / LATENTS_FOLDER / name for name in sample.masks)
+
     def to_json(self) -> dict[str, Any]:
         """Everything but `cache_dir`."""
         return {
@@ -114,7 +122,7 @@ class LatentIndex:
         return cls(
             cache_dir=cache_dir,
             samples=tuple(
-                LatentSample(**{**sample, "more_latents": tuple(sample.get("more_latents", ()))})
+                LatentSample(**{**sample, **{name: tuple(sample.get(name, ())) for name in ("more_latents", "masks")}})
                 for sample in content["samples"]
             ),
             folders=tuple(DatasetFolderSettings(**folder) for folder in content["folders"]),

@@ -69,12 +69,25 @@ def list_folder(folder: DatasetFolder, context: StepContext) -> FolderListing:
     Links are followed if they lead to a place inside the folder or inside the context's roots. Names that begin with a
     dot are left alone: they are the hidden files of systems and tools.
     """
-    walk = _Walk(root=Path(folder.path), is_allowed=_link_check(context), is_deep=folder.settings.include_subfolders)
+    walk = _start_walk(folder.path, folder, context)
+    if folder.mask_path:
+        walk.left_out.add(Path(folder.mask_path))
     walk.read(walk.root)
     walk.found.pictures.sort(key=lambda picture: natural_key(picture.name))
     walk.found.refused.sort(key=lambda skipped: natural_key(skipped.name))
     walk.found.ignored.sort(key=natural_key)
     return walk.found
+
+
+def list_pictures(path: str, folder: DatasetFolder, context: StepContext) -> list[PictureFile]:
+    """The pictures of another folder, found as those of `folder` are; files that may not be read are none of them."""
+    walk = _start_walk(path, folder, context)
+    walk.read(walk.root)
+    return walk.found.pictures
+
+
+def _start_walk(path: str, folder: DatasetFolder, context: StepContext) -> _Walk:
+    return _Walk(root=Path(path), is_allowed=_link_check(context), is_deep=folder.settings.include_subfolders)
 
 
 def find_table(folder: DatasetFolder, context: StepContext) -> Path:
@@ -108,7 +121,9 @@ def _resolve_table(root: Path, name: str, context: StepContext) -> Path:
         return context.resolve_inside_roots(name, "metadata_file")
 
 
-def fingerprint_dataset_folder(folder: str, context: StepContext, metadata_file: str = "") -> str:
+def fingerprint_dataset_folder(
+    folder: str, context: StepContext, metadata_file: str = "", mask_folder: str = ""
+) -> str:
     """Changes when a picture or caption is added, removed, renamed or rewritten; reads no file, so it is cheap.
 
     A folder that cannot be opened gives the error's text, for the error itself belongs to the step.
@@ -117,9 +132,10 @@ def fingerprint_dataset_folder(folder: str, context: StepContext, metadata_file:
         folder: As typed.
         context: Where folders may lie.
         metadata_file: As typed; a table that lies inside the folder is noticed without being named.
+        mask_folder: As typed; masks are noticed as pictures are.
     """
     try:
-        dataset = open_dataset(DatasetFolderSettings(folder=folder), context=context)
+        dataset = open_dataset(DatasetFolderSettings(folder=folder, mask_folder=mask_folder), context=context)
     except TrainerError as error:
         return str(error)
     listing = list_folder(dataset.folders[0], context)
@@ -132,6 +148,9 @@ def fingerprint_dataset_folder(folder: str, context: StepContext, metadata_file:
         except TrainerError as error:
             return str(error)
     table_states = [_caption_state(CaptionFile(path=path)) for path in tables]
+    if mask_folder:
+        masks = list_pictures(dataset.folders[0].mask_path, dataset.folders[0], context)
+        files += [(mask.name, mask.size, mask.mtime_ns, "mask") for mask in masks]
     state = [files, [(s.name, s.reason) for s in listing.refused], listing.ignored, table_states]
     return hashlib.sha256(json.dumps(state).encode()).hexdigest()
 
@@ -164,6 +183,8 @@ class _Walk:
     is_deep: bool
     found: FolderListing = field(default_factory=FolderListing)
     seen: set[Path] = field(default_factory=set)
+    left_out: set[Path] = field(default_factory=set)
+    """Folders that are another's business, such as masks."""
 
     def read(self, directory: Path) -> None:
         self.seen.add(directory.resolve())
@@ -210,6 +231,8 @@ class _Walk:
         return target.is_relative_to(self.root) or self.is_allowed(target)
 
     def enter(self, directory: Path) -> None:
+        if directory.resolve() in self.left_out:
+            return
         if not self.is_deep:
             self.found.unread_folders.append(self.name_of(directory))
         elif directory.resolve() in self.seen:

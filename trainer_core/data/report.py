@@ -52,7 +52,7 @@ def _describe_folder(folder: ScannedFolder) -> str:
     return (
         f"Folder {folder.number}: {settings.folder} ({len(folder.pictures)} pictures x {settings.repeats},"
         f" resolution {settings.size_plan.resolution}, {settings.aspect}, captions by {settings.caption_source}"
-        f"{trigger}{_describe_mix(settings)}{_describe_variants(folder)})"
+        f"{trigger}{_describe_mix(settings)}{_describe_variants(folder)}{_describe_masks(folder)})"
     )
 
 
@@ -60,6 +60,13 @@ def _describe_mix(settings: DatasetFolderSettings) -> str:
     mix = f", probability {settings.probability:g}" if settings.probability != 1 else ""
     mix += ", sampling uniform" if settings.sampling == "uniform" else ""
     return mix + (", regularisation" if settings.is_regularisation else "")
+
+
+def _describe_masks(folder: ScannedFolder) -> str:
+    if not folder.folder.mask_path:
+        return ""
+    count = sum(picture.mask is not None for picture in folder.pictures)
+    return f", {count} masked, the rest counts {folder.folder.settings.mask_outside_weight:g}"
 
 
 def _describe_variants(folder: ScannedFolder) -> str:

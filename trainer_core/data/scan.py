@@ -14,6 +14,7 @@ from .crops import Box
 from .folder import Dataset, DatasetFolder
 from .images import UnreadablePicture
 from .listing import FolderListing, PictureFile, SkippedFile, find_table, list_folder
+from .masks import Mask, Masks, find_masks, mask_of
 from .picture_index import PictureFacts, examine_pictures
 from .sizing import SizedPicture, size_picture
 
@@ -31,6 +32,7 @@ class Picture:
     """The parts of it that become latents; one is drawn each time it is trained on."""
     caption: Caption
     repeats: int
+    mask: Mask | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,12 +83,16 @@ def scan_dataset(dataset: Dataset, context: StepContext) -> ScannedDataset:
             )
     listings = [list_folder(folder, context) for folder in dataset.folders]
     tables = [_read_captions(folder, context) for folder in dataset.folders]
-    facts = examine_pictures([file for listing in listings for file in listing.pictures], context)
+    masks = [find_masks(folder, context) for folder in dataset.folders]
+    facts = examine_pictures(
+        [file for listing in listings for file in listing.pictures] + [file for one in masks for file in one.values()],
+        context,
+    )
     return ScannedDataset(
         folders=tuple(
-            _scan_folder(number, folder, listing, table, facts)
-            for number, (folder, listing, table) in enumerate(
-                zip(dataset.folders, listings, tables, strict=True), start=1
+            _scan_folder(number, folder, listing, table, of_folder, facts)
+            for number, (folder, listing, table, of_folder) in enumerate(
+                zip(dataset.folders, listings, tables, masks, strict=True), start=1
             )
         )
     )
@@ -105,6 +111,7 @@ def _scan_folder(
     folder: DatasetFolder,
     listing: FolderListing,
     table: CaptionTable | None,
+    masks: Masks,
     facts: dict[Path, PictureFacts | UnreadablePicture],
 ) -> ScannedFolder:
     pictures = []
@@ -119,7 +126,8 @@ def _scan_folder(
         if isinstance(found, UnreadablePicture) or isinstance(sized, str):
             skipped.append(SkippedFile(name=f"{number}/{file.name}", reason=str(sized)))
         else:
-            pictures.append(_describe_picture(number, folder, plan, file, found, sized))
+            mask = mask_of(folder, masks, file, found, facts)
+            pictures.append(_describe_picture(number, folder, plan, file, found, sized, mask))
     if not pictures:
         first = f"; the first of {len(skipped)} left out: {skipped[0].name}: {skipped[0].reason}" if skipped else ""
         raise TrainerError(
@@ -168,6 +176,7 @@ def _describe_picture(
     file: PictureFile,
     facts: PictureFacts,
     sized: SizedPicture,
+    mask: Mask | None,
 ) -> Picture:
     return Picture(
         id=f"{number}/{file.name}",
@@ -177,4 +186,5 @@ def _describe_picture(
         boxes=sized.boxes,
         caption=make_caption(plan, name=file.name, caption_file=file.caption_file),
         repeats=folder.settings.repeats,
+        mask=mask,
     )

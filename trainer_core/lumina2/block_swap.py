@@ -23,7 +23,7 @@ NUM_SLOTS = 2
 
 
 def swappable_tensors(block: nn.Module) -> list[Tensor]:
-    """Frozen matrices of a block, 8-bit ones too."""
+    """Frozen matrices of a block, those of 8 and 4 bits too."""
     return [x for x in chain(block.parameters(), block.buffers()) if x.ndim == 2 and not x.requires_grad]
 
 

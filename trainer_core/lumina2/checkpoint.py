@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from ..errors import TrainerError
 from .block_swap import swappable_tensors
 from .foreign_models import describe_foreign
+from .matrix_formats import MATRIX_FORMATS
 from .module_weights import (
     Plan,
     check_names_and_shapes,
@@ -23,7 +24,6 @@ from .module_weights import (
     set_parameter,
 )
 from .name_map import to_native_module
-from .quantized_linear import QuantizedLinear
 from .transformer import Lumina2Config, Lumina2Transformer
 from .weight_files import TensorEntry, read_folder_weights, read_weights
 
@@ -91,7 +91,7 @@ def load_transformer(
 
 
 def place_weight(transformer: nn.Module, name: str, weight: Tensor, *, matrix_dtype: torch.dtype | None) -> None:
-    """Make a tensor the frozen parameter of that name; the matrix of a block in 8 bits if `matrix_dtype` is given."""
+    """Make a tensor the frozen parameter of that name; the matrix of a block stored as `matrix_dtype`."""
     is_block_matrix = name.split(".")[0] in BLOCK_STACKS and weight.ndim == 2
     if matrix_dtype is None or not is_block_matrix:
         set_parameter(transformer, name, weight)
@@ -99,7 +99,7 @@ def place_weight(transformer: nn.Module, name: str, weight: Tensor, *, matrix_dt
     owner, _, attribute = name.rpartition(".")[0].rpartition(".")
     parent = transformer.get_submodule(owner)
     bias = transformer.get_submodule(name.rpartition(".")[0]).bias
-    setattr(parent, attribute, QuantizedLinear(weight, bias, matrix_dtype))  # type: ignore[arg-type]
+    setattr(parent, attribute, MATRIX_FORMATS[matrix_dtype](weight, bias))  # type: ignore[arg-type]
 
 
 def fingerprint_files(paths: Iterable[Path]) -> str:

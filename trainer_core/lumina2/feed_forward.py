@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from .eight_bit import QuantizedRows, multiply
-from .frozen_linear import FrozenLayer, find_frozen_layer, frozen_input_gradient
+from .frozen_linear import FrozenLayer, add_frozen_input_gradient, find_frozen_layer, frozen_input_gradient
 from .ops import is_fused, swiglu
 from .quantized_linear import QuantizedLinear
 
@@ -149,7 +149,4 @@ def _input_gradient(
         from .kernels.quantize import transpose
 
         return multiply(rows, transpose(gate.weight_8, up.weight_8).t(), None)
-    grad_x_SD = frozen_input_gradient(gate, grad_gate_SF)
-    if isinstance(up, QuantizedLinear):
-        return grad_x_SD.add_(up.input_gradient(grad_up_SF))
-    return grad_x_SD.addmm_(grad_up_SF, up.weight.to(grad_up_SF.dtype))
+    return add_frozen_input_gradient(up, grad_up_SF, frozen_input_gradient(gate, grad_gate_SF))

@@ -11,8 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .compressed_linear import CompressedLinear
 from .eight_bit import QuantizedRows
-from .quantized_linear import QuantizedLinear
 
 
 class FrozenLayer(NamedTuple):
@@ -78,14 +78,14 @@ def find_frozen_layer(module: nn.Module) -> FrozenLayer | None:
     tell = getattr(module, "frozen_layer", None)
     if tell is not None:
         return tell()
-    if isinstance(module, QuantizedLinear):
+    if isinstance(module, CompressedLinear):
         return FrozenLayer(module, module.update_A_RI, module.update_B_OR)
     return FrozenLayer(module) if type(module) is nn.Linear and not module.weight.requires_grad else None
 
 
 def frozen_product(linear: nn.Linear, x_SI: Tensor | QuantizedRows) -> Tensor:
     """x W^T + b in x's dtype, [S, O]; no gradient is recorded."""
-    if isinstance(linear, QuantizedLinear):
+    if isinstance(linear, CompressedLinear):
         return linear.product(x_SI)
     assert isinstance(x_SI, Tensor), "8-bit rows for a weight that is not"
     bias = None if linear.bias is None else linear.bias.to(x_SI.dtype)
@@ -94,9 +94,16 @@ def frozen_product(linear: nn.Linear, x_SI: Tensor | QuantizedRows) -> Tensor:
 
 def frozen_input_gradient(linear: nn.Linear, grad_SO: Tensor) -> Tensor:
     """Gradient of the input of `frozen_product`, [S, I]."""
-    if isinstance(linear, QuantizedLinear):
+    if isinstance(linear, CompressedLinear):
         return linear.input_gradient(grad_SO)
     return grad_SO @ linear.weight.to(grad_SO.dtype)
+
+
+def add_frozen_input_gradient(linear: nn.Linear, grad_SO: Tensor, grad_SI: Tensor) -> Tensor:
+    """Add `frozen_input_gradient` to what is there already, in place."""
+    if isinstance(linear, CompressedLinear):
+        return linear.add_input_gradient(grad_SO, grad_SI)
+    return grad_SI.addmm_(grad_SO, linear.weight.to(grad_SO.dtype))
 
 
 def multiply_frozen(layer: FrozenLayer, x: Tensor) -> Tensor:

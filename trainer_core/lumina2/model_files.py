@@ -24,8 +24,8 @@ class LoadSettings:
     """The VAE file. "from base" takes it from the all-in-one file or diffusers folder."""
     precision: str = setting("bf16", choices=PRECISIONS)
     """Precision of the frozen base and of the computation. fp32 is exact and takes twice the memory of bf16; fp8 and
-    int8 take half: fp8 computes in 8 bits from RTX 40 on, int8 from RTX 30 on and with a smaller error. Adapters are
-    float32 always."""
+    int8 take half: fp8 computes in 8 bits from RTX 40 on, int8 from RTX 30 on and with a smaller error. nf4 takes less
+    than a third, computes in bf16 and is the least exact. Adapters are float32 always."""
     text_attention: str = setting("comfyui", choices=TEXT_ATTENTIONS)
     """How Gemma2 computes attention: "comfyui" as ComfyUI does when you generate (no soft cap), "original" as diffusers
     and the original training code do."""

@@ -39,6 +39,8 @@ class NoisyBatch:
     """What each sample's loss counts; None is their mean."""
     reflection: Reflection | None = None
     """Changes the loss of the samples that the model has rolled itself."""
+    loss_weights_TC: Tensor | None = None
+    """What each value of an answer counts, with the mean 1 over each sample; None counts all alike."""
 
     def reduce(self, loss_B: Tensor) -> Tensor:
         """The loss of the batch, from those of its samples."""
@@ -56,6 +58,7 @@ def make_noisy_batch(
     *,
     shown_noise: Sequence[Tensor] | None = None,
     weights: Tensor | None = None,
+    loss_weights: Sequence[Tensor] | None = None,
 ) -> NoisyBatch:
     """Mix latents with noise and pack the samples; all in float32.
 
@@ -69,6 +72,7 @@ def make_noisy_batch(
         padded: Tokens that every caption and image is filled up to with zeros; None leaves them as they are.
         shown_noise: What is mixed with the latents, where that is not the noise of the target.
         weights: [B], see NoisyBatch.
+        loss_weights: What each place of a sample counts, [1, height, width] from 0 to 1.
     """
     caption_fill, image_fill = (None, None) if padded is None else (padded.caption, padded.image)
     noisy, target = [], []
@@ -89,7 +93,19 @@ def make_noisy_batch(
             padded,
         ),
         weights_B=None if weights is None else weights.to(device, non_blocking=True),
+        loss_weights_TC=None
+        if loss_weights is None
+        else torch.cat([_fill(_normalise(w, x), image_fill) for w, x in zip(loss_weights, latents, strict=True)]).to(
+            device, non_blocking=True
+        ),
     )
+
+
+def _normalise(weights_1HW: Tensor, latents_CHW: Tensor) -> Tensor:
+    """Weights of one sample's patches with the mean 1, [T, C]; zeros stay zeros."""
+    mean = weights_1HW.mean()
+    weights_1HW = weights_1HW if mean == 0 else weights_1HW / mean
+    return patchify(weights_1HW.expand(latents_CHW.shape))
 
 
 def _fill(x_SC: Tensor, length: int | None) -> Tensor:
@@ -129,6 +145,8 @@ def flow_matching_loss(
         batch.timesteps_B,
         image.sample_index,
     )
+    if batch.loss_weights_TC is not None:
+        counted_TC = counted_TC * batch.loss_weights_TC
     if batch.reflection is not None:
         return reflexflow_loss(batch.reflection, counted_TC, velocity_TC, image)
     return image.mean_by_sample(counted_TC.mean(-1))

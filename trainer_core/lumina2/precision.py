@@ -17,7 +17,8 @@ class Precision:
     dtype: torch.dtype
     """Of the computation, and of everything stored but the matrices of the transformer's blocks."""
     matrix_dtype: torch.dtype | None = None
-    """Of those matrices: float8_e4m3fn or int8, see `quantized_linear.py`; None stores them as the rest."""
+    """Of those matrices, a key of MATRIX_FORMATS: float8_e4m3fn or int8, or uint8 for pairs of 4-bit numbers; None
+    stores them as the rest."""
 
 
 PRECISIONS: dict[str, Precision] = {
@@ -25,6 +26,7 @@ PRECISIONS: dict[str, Precision] = {
     "fp32": Precision(dtype=torch.float32),
     "fp8": Precision(dtype=torch.bfloat16, matrix_dtype=torch.float8_e4m3fn),
     "int8": Precision(dtype=torch.bfloat16, matrix_dtype=torch.int8),
+    "nf4": Precision(dtype=torch.bfloat16, matrix_dtype=torch.uint8),
 }
 """By name; adapters are float32 always."""
 
@@ -47,4 +49,4 @@ def check_device(precision: str, device: torch.device) -> None:
         TrainerError: Apple's GPUs know no fp8.
     """
     if device.type == "mps" and PRECISIONS[precision].matrix_dtype == torch.float8_e4m3fn:
-        raise TrainerError(f"precision is {precision}, which Apple's GPUs do not have: choose int8 or bf16")
+        raise TrainerError(f"precision is {precision}, which Apple's GPUs do not have: choose int8, nf4 or bf16")

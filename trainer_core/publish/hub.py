@@ -17,6 +17,7 @@ from typing import Any
 
 from ..errors import TrainerError
 from ..files import write_bytes_atomically
+from ..run_folder import name_of
 from .background import Background
 from .model_card import CardFacts, CardPicture, write_card
 from .notices import Report, describe_error
@@ -96,7 +97,8 @@ class HubUpload:
 
         def stage() -> None:
             name = f"{CHECKPOINTS_FOLDER}/{self._source.name}-{step:06d}.safetensors"
-            link_or_copy(weights_path, self._source.folder / name)
+            chosen = weights_path.with_name(name_of(weights_path.name, self._settings.weights))
+            link_or_copy(chosen, self._source.folder / name)
             self._background.submit(lambda: self._send(step, FinishedFiles(comfyui=name)))
 
         self._background.call_now(stage)  # now, for old checkpoints are deleted while the upload waits

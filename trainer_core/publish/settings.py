@@ -6,6 +6,7 @@ import re
 from dataclasses import dataclass
 
 from ..errors import TrainerError
+from ..run_folder import LIVE, WEIGHTS
 from ..settings import check_file_name, check_settings, setting
 from .trackers import TRACKERS
 
@@ -55,6 +56,9 @@ class HubSettings:
     """Text at the top of the model card, in Markdown."""
     not_for_all_audiences: bool = setting(False)
     """Marks the repository as not for all audiences."""
+    weights: str = setting(LIVE, choices=WEIGHTS, is_optional=True)
+    """"live" sends the weights as trained, "ema" their running average, which use_ema of Checkpoints and EMA keeps; the
+    pictures are those drawn with them."""
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from ..data.batches import Stream, choose_variant, derive_seed, sample_generator
-from ..data.cache import TrainingSample, load_embeds, load_latents
+from ..data.cache import TrainingSample, load_embeds, load_latents, load_mask
 from ..lumina2.objective import NoisyBatch, make_noisy_batch
 from ..lumina2.timesteps import NoiseSettings, draw_timesteps
 from .low_resolution import shrink_latents
@@ -66,6 +66,8 @@ class _Drawn:
     position: int
     """Of the stream."""
     latents_CHW: Tensor
+    weights_1HW: Tensor | None
+    """What each place counts; None in data without masks."""
     noise_CHW: Tensor
     shown_noise_CHW: Tensor
     timestep_1: Tensor
@@ -127,6 +129,9 @@ class BatchBuilder:
         self._rollout = rollout
         # They wrap functions, not methods: that would tie this object to itself.
         self._load_latents = functools.lru_cache(maxsize=SAMPLES_IN_MEMORY)(load_latents)
+        self._load_mask = functools.lru_cache(maxsize=SAMPLES_IN_MEMORY)(load_mask)
+        # One kind of batch, masks or not, so that a shape is captured and compiled once.
+        self._has_masks = any(sample.mask_paths for sample in samples)
         self._load_embeds = functools.lru_cache(maxsize=SAMPLES_IN_MEMORY)(load_embeds)
 
     def build(self, first_position: int) -> TrainingBatch:
@@ -169,6 +174,7 @@ class BatchBuilder:
             padded,
             shown_noise=[sample.shown_noise_CHW for sample in drawn],
             weights=weights_B,
+            loss_weights=[s.weights_1HW for s in drawn if s.weights_1HW is not None] if self._has_masks else None,
         )
 
     def _start_rollout(self, drawn: Sequence[_Drawn], noisy: NoisyBatch) -> RolledSamples | None:
@@ -213,6 +219,7 @@ class BatchBuilder:
             of=sample,
             position=position,
             latents_CHW=latents_CHW,
+            weights_1HW=self._weigh(sample, position, latents_CHW),
             noise_CHW=noise_CHW,
             shown_noise_CHW=self._perturb(noise_CHW, position, generator),
             timestep_1=timestep_1,
@@ -230,6 +237,7 @@ class BatchBuilder:
         return dataclasses.replace(
             whole,
             latents_CHW=latents_CHW,
+            weights_1HW=None if whole.weights_1HW is None else shrink_latents(whole.weights_1HW),
             noise_CHW=noise_CHW,
             shown_noise_CHW=self._perturb(noise_CHW, position, generator),
             timestep_1=timestep_1,
@@ -245,9 +253,21 @@ class BatchBuilder:
 
     def _load(self, sample: TrainingSample, position: int) -> tuple[Tensor, Tensor]:
         """Latents of one of the crops and the text states of one of the captions."""
-        crop = choose_variant(self._seed, position, "crop", len(sample.latents_paths))
+        crop = self._choose_crop(sample, position)
         caption = choose_variant(self._seed, position, "caption", len(sample.embeds_paths))
         return self._load_latents(sample.latents_paths[crop]), self._load_embeds(sample.embeds_paths[caption])
+
+    def _choose_crop(self, sample: TrainingSample, position: int) -> int:
+        return choose_variant(self._seed, position, "crop", len(sample.latents_paths))
+
+    def _weigh(self, sample: TrainingSample, position: int, latents_CHW: Tensor) -> Tensor | None:
+        """What each place of the crop counts, [1, H, W]; exactly 1 where the mask is white."""
+        if not self._has_masks:
+            return None
+        if not sample.mask_paths:
+            return torch.ones(1, *latents_CHW.shape[1:])
+        mask_1HW = self._load_mask(sample.mask_paths[self._choose_crop(sample, position)])
+        return 1 - (1 - sample.mask_outside_weight) * (1 - mask_1HW)
 
 
 def _num_tokens(latents_CHW: Tensor) -> int:

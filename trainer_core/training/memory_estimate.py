@@ -126,11 +126,11 @@ class StepEstimate:
         block, tokens = self.model.blocks[index], self._tokens(index)
         norms = D if block.trains_norms else 0  # times how many of them are alive in float32
         if index >= measures.num_recomputed:
-            return tokens * max(F + D + 3 * norms, 2 * X) + self._eight_bit(tokens)
+            return tokens * max(F + D + 3 * norms, 2 * X) + self._quantized(tokens)
         dropout = self._dropout_bytes(block.adapted) * tokens
         rows = self._largest_slice(tokens, measures.feed_slice)
         inside = X + R + 2 * D + self._repeated  # qkv, queries and keys, attention's input and output
-        feed = (inside + 4 * D + 2 * norms) * tokens + (3 * F + 3 * D) * rows + self._eight_bit(rows)
+        feed = (inside + 4 * D + 2 * norms) * tokens + (3 * F + 3 * D) * rows + self._quantized(rows)
         if self._is_plain_feed:
             feed += 2 * F * rows
         join = (inside + 5 * D + 6 * norms) * tokens
@@ -139,10 +139,10 @@ class StepEstimate:
         arriving = D * tokens if index <= measures.num_offloaded else 0
         return max(feed, join, attention) + dropout + arriving + (0 if self.device.is_fused else 4 * D * tokens)
 
-    def _eight_bit(self, rows: int) -> int:
-        """Quantised gradients of the MLP, and the transposed matrices they are multiplied with."""
+    def _quantized(self, rows: int) -> int:
+        """In 8 bits the gradients of the MLP and the transposed matrices they are multiplied with; in 4 the matrix."""
         config = self.model.config
-        return 2 * config.mlp_size * (rows + config.hidden_size) if self.model.is_8_bit else 0
+        return 2 * config.mlp_size * (rows + config.hidden_size) if self.model.is_8_bit else self.model.unpacked_bytes
 
     def _largest_slice(self, tokens: int, feed_slice: int | None) -> int:
         if feed_slice is None or feed_slice >= tokens:

@@ -171,7 +171,7 @@ def _too_small(estimate: StepEstimate, budget: Budget, freedom: Freedom) -> str:
     if not freedom.recompute:
         remedies.append("turn gradient_checkpointing on")
     if not estimate.model.is_8_bit and not estimate.model.is_whole:
-        remedies.append("choose precision fp8 or int8 in Load Lumina2")
+        remedies.append("choose precision fp8, int8 or nf4 in Load Lumina2")
     return (
         f"memory: {budget.reason}, but training takes at least {needed:.1f} GiB:"
         f" {', '.join(remedies[:-1])}, or {remedies[-1]}"

@@ -4,14 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import chain
+from typing import NamedTuple
+
+import torch
 
 from ..lumina2.block_swap import swappable_tensors
+from ..lumina2.eight_bit import MIN_CAPABILITY
+from ..lumina2.matrix_formats import MATRIX_FORMATS
 from ..lumina2.precision import Precision
 from ..lumina2.transformer import Block, Lumina2Config, Lumina2Transformer
 from .shapes import MAX_EXACT_SHAPES, choose_padding
 
-SCALE_BYTES = 4
-"""Of each row of an 8-bit matrix."""
 LAYERS = ("attention.qkv", "attention.out", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
 
 
@@ -45,6 +49,9 @@ class ModelSize:
     itemsize: int
     """Bytes of an activation."""
     is_8_bit: bool
+    """Products may be of 8-bit matrices."""
+    unpacked_bytes: int
+    """Of the largest matrix while it is multiplied with, where that is not the stored one; else 0."""
     has_dropout: bool
     is_whole: bool
     """The model's own weights are trained."""
@@ -91,29 +98,49 @@ def measure_model(
         gradients_stay: See `ModelSize`.
     """
     itemsize = precision.dtype.itemsize
-    matrix_size = itemsize if precision.matrix_dtype is None else precision.matrix_dtype.itemsize
     trained_size = itemsize if is_whole else 4
-    matrices = [[tensor.numel() for tensor in swappable_tensors(block)] for block in network.blocks]
+    matrices = [[tensor.shape for tensor in swappable_tensors(block)] for block in network.blocks]
+    stored = {shape: _measure_matrix(shape, precision) for shape in set().union(*matrices)}
     trained = [p.numel() for p in network.parameters() if p.requires_grad]
-    frozen = sum(p.numel() for p in network.parameters() if not p.requires_grad) - sum(map(sum, matrices))
-    rows = sum(tensor.shape[0] for block in network.blocks for tensor in swappable_tensors(block))
-    scales = 0 if precision.matrix_dtype is None else rows * SCALE_BYTES
+    frozen = sum(p.numel() for p in network.parameters() if not p.requires_grad)
+    frozen -= sum(shape.numel() for shapes in matrices for shape in shapes)
+    beside = sum(stored[shape].beside for shapes in matrices for shape in shapes)
     gradients = sorted(trained)[-2:] if updates_in_backward else trained
     return ModelSize(
         config=network.config,
         itemsize=itemsize,
-        is_8_bit=precision.matrix_dtype is not None,
+        is_8_bit=precision.matrix_dtype in MIN_CAPABILITY,
+        unpacked_bytes=max((matrix.unpacked for matrix in stored.values()), default=0),
         has_dropout=has_dropout,
         is_whole=is_whole,
         blocks=tuple(
-            _measure_block(block, sum(numbers) * matrix_size)
-            for block, numbers in zip(network.blocks, matrices, strict=True)
+            _measure_block(block, sum(stored[shape].swappable for shape in shapes))
+            for block, shapes in zip(network.blocks, matrices, strict=True)
         ),
-        fixed_bytes=frozen * itemsize + scales + sum(trained) * trained_size,
+        fixed_bytes=frozen * itemsize + beside + sum(trained) * trained_size,
         gradient_bytes=sum(gradients) * trained_size,
         gradients_stay=gradients_stay and not updates_in_backward,
         optimizer_bytes=round(sum(state_bytes(numel, trained_size) for numel in trained)),
     )
+
+
+class _MatrixBytes(NamedTuple):
+    swappable: int
+    beside: int
+    """What always stays on the device, such as scales."""
+    unpacked: int
+
+
+def _measure_matrix(shape: torch.Size, precision: Precision) -> _MatrixBytes:
+    """Bytes of a frozen matrix of a block, as it will be stored."""
+    itemsize, dtype = precision.dtype.itemsize, precision.matrix_dtype
+    if dtype is None:
+        return _MatrixBytes(shape.numel() * itemsize, 0, 0)
+    layer = MATRIX_FORMATS[dtype](torch.empty(shape, dtype=precision.dtype, device="meta"), None)
+    total = sum(x.nbytes for x in chain(layer.parameters(), layer.buffers()))
+    swappable = sum(x.nbytes for x in swappable_tensors(layer))
+    unpacked = 0 if dtype in MIN_CAPABILITY else shape.numel() * itemsize
+    return _MatrixBytes(swappable, total - swappable, unpacked)
 
 
 def _measure_block(block: Block, matrix_bytes: int) -> BlockSize:
