@@ -15,8 +15,17 @@ from lumina2_trainer.trainer_core.simpletuner.command import read_translation
 from lumina2_trainer.trainer_core.simpletuner.dataset_keys import DATASET_KEYS
 from lumina2_trainer.trainer_core.simpletuner.parts import FULL_PARTS, PARTS
 from lumina2_trainer.trainer_core.simpletuner.report import report_text
-from lumina2_trainer.trainer_core.simpletuner.rules import find_rule
-from lumina2_trainer.trainer_core.simpletuner.translate import CONFIG_KEYS, DEFAULT, IGNORED, MAPPED, UNKNOWN
+from lumina2_trainer.trainer_core.simpletuner.rules import Options, find_rule
+from lumina2_trainer.trainer_core.simpletuner.translate import (
+    CONFIG_KEYS,
+    DEFAULT,
+    IGNORED,
+    MAPPED,
+    UNKNOWN,
+    Backends,
+    Translation,
+    translate,
+)
 
 from .quickstart_files import LOKR, PICTURES, QUICKSTART, TEXT_EMBEDS, minimal, translate_files, write_files
 
@@ -186,17 +195,25 @@ def test_file_that_is_no_configuration_is_refused(tmp_path: Path, content: str) 
 
 @pytest.mark.parametrize("value", [None, [], {}, "", "x", -1, 1e308, True, [{"a": None}]], ids=repr)
 @pytest.mark.parametrize("kind", [{}, {"model_type": "full"}, {"lora_type": "lycoris"}], ids=str)
-def test_no_value_of_any_key_crashes(tmp_path: Path, kind: dict[str, Any], value: Any) -> None:
+def test_no_value_of_any_key_crashes(kind: dict[str, Any], value: Any) -> None:
     config = minimal(validation_prompt="x", push_to_hub=True, report_to="wandb", hub_model_id="a", loss_type="huber")
     config |= kind
-    files = [({**config, key.replace("*", "x"): value}, PICTURES, LOKR) for key in CONFIG_KEYS]
+    cases = [({**config, key.replace("*", "x"): value}, PICTURES, LOKR) for key in CONFIG_KEYS]
     if not kind:
-        files += [(config, {**PICTURES, key.replace("*", "x"): value}, LOKR) for key in DATASET_KEYS]
+        cases += [(config, {**PICTURES, key.replace("*", "x"): value}, LOKR) for key in DATASET_KEYS]
     if "lora_type" in kind:
-        files += [(config, PICTURES, {**LOKR, key.replace("*", "x"): value}) for key in LYCORIS_KEYS]
-    for changed, pictures, lycoris in files:
+        cases += [(config, PICTURES, {**LOKR, key.replace("*", "x"): value}) for key in LYCORIS_KEYS]
+    whole = read_parts(config, PICTURES, LOKR)
+    assert {"validation", "tracking", "hub"} <= set(whole.settings)
+    for changed, pictures, lycoris in cases:
         with contextlib.suppress(TrainerError):
-            translate_files(tmp_path, changed, [pictures], lycoris)
+            read_parts(changed, pictures, lycoris)
+
+
+def read_parts(config: Any, pictures: Any, lycoris: Any) -> Translation:
+    """Without files."""
+    lokr = Options(where="lycoris", given=lycoris) if config.get("lora_type") == "lycoris" else None
+    return translate(Options(where="config", given=config), Backends(where="data", entries=[pictures]), lokr)
 
 
 def test_targets_of_all_rules_are_settings_of_their_nodes() -> None:
@@ -244,6 +261,8 @@ def test_longest_beginning_of_a_key_counts() -> None:
             {"optimizer_config": "weight_decay=0.2,eps=1e-7,foo=1"},
             {"optimizer.weight_decay": 0.2, "optimizer.epsilon": 1e-7},
         ),
+        ({"optimizer": "optimi-lion", "adam_epsilon": 1e-8, "optimizer_beta1": 0.8}, {"optimizer.epsilon": -1.0}),
+        ({"optimizer": "optimi-adamw", "adam_epsilon": 1e-7}, {"optimizer.epsilon": 1e-7}),
         ({"lora_rank": 8}, {"train.alpha": 8.0}),
         (
             {"peft_lora_target_modules": ["to_q", "to_k", "to_v", "to_out.0", "linear_1", "linear_2", "linear_3"]},

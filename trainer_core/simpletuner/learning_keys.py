@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
+from ..training.optimizers import OPTIMIZERS as REGISTRY
 from .rules import Options, Outcome, Rules, by, count, flag, ignored, number, one_of, text, to, together, whole
 from .run_keys import is_full
 
@@ -52,7 +53,6 @@ OPTIMIZERS: dict[str, tuple[str, str]] = {
     ),
 }
 """This pack's optimizer, and in what it differs."""
-TRAINS_BF16 = ("adamw8bit", "adamw_bf16", "lion", "stableadamw")
 SCHEDULES: dict[str, tuple[str, str]] = {
     "constant": ("constant", ""),
     "constant_with_warmup": ("constant", ""),
@@ -67,7 +67,7 @@ FALLING = ("linear", "sine", "cosine", "cosine_with_restarts", "polynomial")
 
 def _optimizer(options: Options, key: str) -> Outcome:
     name, note = one_of(OPTIMIZERS)(options, key)
-    if name not in TRAINS_BF16 and is_full(options):
+    if not REGISTRY[name].trains_bf16 and is_full(options):
         note = f"{note}; " if note else ""
         return Outcome(values={"train.optimizer": name}, note=f"{note}set precision fp32 in Load Lumina2 for it")
     return Outcome(values={"train.optimizer": name}, note=note)
@@ -108,26 +108,36 @@ def _clip_method(options: Options, key: str) -> Outcome:
     return Outcome(note="clipping each value is not offered: max_grad_norm limits the norm of the gradient")
 
 
+def _lacks(options: Options, name: str) -> bool:
+    """Whether the chosen optimizer has no such number."""
+    kind = REGISTRY[one_of(OPTIMIZERS)(options, "optimizer")[0]]
+    return name in ("beta1", "beta2", "epsilon") and getattr(kind, name) is None
+
+
 def _optimizer_config(options: Options, key: str) -> Outcome:
     known = {"weight_decay": "weight_decay", "eps": "epsilon", "beta1": "beta1", "beta2": "beta2"}
     values: dict[str, Any] = {}
     other = []
     for part in filter(None, (part.strip() for part in text(options, key).split(","))):
         name, _, value = part.partition("=")
-        try:
-            values[f"optimizer.{known[name.strip()]}"] = float(value)
-        except KeyError:
+        ours = known.get(name.strip(), "")
+        if not ours or _lacks(options, ours):
             other.append(name.strip())
+            continue
+        try:
+            values[f"optimizer.{ours}"] = float(value)
         except ValueError:
             raise options.error(key, "name=number with commas between") from None
     return Outcome(values=values, note=f"no setting here: {', '.join(other)}" if other else "")
 
 
-def _beta(target: str) -> Any:
+def _optimizer_number(name: str) -> Any:
     def convert(options: Options, key: str) -> Outcome:
         if options.get(key) is None:
             return Outcome(note="null leaves the optimizer's own")
-        return Outcome(values={target: number(options, key)})
+        if _lacks(options, name):
+            return Outcome(note="the chosen optimizer has no such number")
+        return Outcome(values={f"optimizer.{name}": number(options, key)})
 
     return convert
 
@@ -137,7 +147,7 @@ def _offload(options: Options, key: str) -> Outcome:
     name = OPTIMIZERS.get(text(options, "optimizer"), ("", ""))[0]
     if not is_on:
         return Outcome(values={"optimizer.optimizer_state": "device"})
-    if name in ("adamw8bit", "adamw_bf16"):
+    if name and REGISTRY[name].updates_in_backward:
         return Outcome(values={"optimizer.optimizer_state": "host"})
     return Outcome(note="only adamw8bit and adamw_bf16 can keep their state in host memory")
 
@@ -171,10 +181,10 @@ LEARNING_KEYS: Rules = {
     "gradient_accumulation_steps": to("optimizer.gradient_accumulation_steps", whole),
     "max_grad_norm": to("optimizer.max_grad_norm", number, note="of the norm of the gradient"),
     "grad_clip_method": by(_clip_method, note="the norm is what is clipped here"),
-    "optimizer_beta1": by(_beta("optimizer.beta1"), "optimizer.beta1"),
-    "optimizer_beta2": by(_beta("optimizer.beta2"), "optimizer.beta2"),
+    "optimizer_beta1": by(_optimizer_number("beta1"), "optimizer.beta1"),
+    "optimizer_beta2": by(_optimizer_number("beta2"), "optimizer.beta2"),
     "adam_weight_decay": to("optimizer.weight_decay", number, note="norms and biases are not decayed here"),
-    "adam_epsilon": by(_beta("optimizer.epsilon"), "optimizer.epsilon"),
+    "adam_epsilon": by(_optimizer_number("epsilon"), "optimizer.epsilon"),
     "optimizer_config": by(
         _optimizer_config,
         *(f"optimizer.{name}" for name in ("weight_decay", "epsilon", "beta1", "beta2")),

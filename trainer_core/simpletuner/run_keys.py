@@ -220,7 +220,7 @@ RUN_KEYS: Rules = {
         _base,
         "model.base",
         "hub.base_model",
-        note="a path is the base; a repository is named in the model card, and nothing is downloaded",
+        note="a path in a models folder is the base; a repository is named in the model card, nothing is downloaded",
         default="",
     ),
     "pretrained_gemma_model_name_or_path": by(_text_encoder, "model.text_encoder", note="if it is a path"),
