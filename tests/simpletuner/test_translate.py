@@ -127,6 +127,11 @@ def test_toml_is_read_too(tmp_path: Path) -> None:
     assert settings_of(translation, "train.rank") == 32
 
 
+def test_shell_variables_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(TrainerError, match=r"config.env is a file of shell variables: give SimpleTuner's config.json"):
+        read_translation(tmp_path / "config.env")
+
+
 def test_unknown_key_is_named_and_harmless(tmp_path: Path) -> None:
     translation = translate_files(tmp_path, minimal(lora_rnak=8), [{**PICTURES, "colour": 1}])
     assert [row.key for row in translation.rows if row.state == UNKNOWN] == ["lora_rnak", "colour"]
@@ -319,6 +324,28 @@ def test_lycoris_algorithms_build(tmp_path: Path, algo: str) -> None:
     translation = translate_files(tmp_path, minimal(lora_type="lycoris"), lycoris=file)
     assert translation.settings["lycoris"].targets == "attention"
     assert settings_of(translation, "train.alpha") == 8.0
+
+
+@pytest.mark.parametrize(
+    "preset",
+    [
+        {"target_module": [["Attention"]]},
+        {"target_module": "Attention"},
+        {"module_algo_map": [1]},
+        {"target_module": ["Attention"], "module_algo_map": {"Attention": {"linear_dim": None, "algo": "loha"}}},
+        {"target_module": ["Attention"], "module_algo_map": {"Attention": 3, "Other": {}}},
+    ],
+    ids=str,
+)
+def test_odd_preset_is_a_sentence_or_a_note(tmp_path: Path, preset: dict[str, Any]) -> None:
+    files = {"lycoris": {**LOKR, "apply_preset": preset}}
+    try:
+        translation = translate_files(tmp_path, minimal(lora_type="lycoris"), **files)
+    except TrainerError as error:
+        assert "lycoris_config.json: apply_preset is" in str(error)  # noqa: PT017
+    else:
+        assert state_of(translation, "apply_preset")[1]
+        assert translation.settings["lycoris"].overrides == ""
 
 
 def test_lycoris_algorithm_that_is_not_offered_is_refused(tmp_path: Path) -> None:

@@ -188,7 +188,8 @@ def _preset(options: Options, key: str) -> Outcome:
         raise options.error(key, 'an object such as {"target_module": ["Attention"]}')
     preset = preset or {"target_module": [ATTENTION]}
     wanted, per_class = preset.get("target_module") or [ATTENTION], preset.get("module_algo_map") or {}
-    if not isinstance(wanted, list) or not isinstance(per_class, Mapping):
+    is_list = isinstance(wanted, list) and all(isinstance(name, str) for name in wanted)
+    if not is_list or not isinstance(per_class, Mapping):
         raise options.error(key, "a list of classes in target_module and an object in module_algo_map")
     classes = {CLASSES[name] for name in wanted if name in CLASSES}
     notes = [f"no class of Lumina2: {name}" for name in wanted if name not in CLASSES]
@@ -224,9 +225,9 @@ def _override(options: Options, name: str, numbers: Mapping[str, Any]) -> tuple[
     algorithm = _algorithm(options)
     parts, left_out = [], []
     for key, value in numbers.items():
-        ours = OVERRIDES.get(key)
+        ours, is_number = OVERRIDES.get(key), isinstance(value, (int, float)) and not isinstance(value, bool)
         usual = options.get({"rank": "linear_dim", "alpha": "linear_alpha"}.get(str(ours), str(ours)))
-        if ours is None or (ours == "factor" and algorithm != "lokr") or isinstance(value, (str, list, dict)):
+        if ours is None or (ours == "factor" and algorithm != "lokr") or not is_number:
             left_out += [] if (key, value) == ("algo", options.get("algo")) else [key]
         elif value != usual and not (ours == "rank" and value > MAX_RANK):
             parts.append(f"{ours}={value}")

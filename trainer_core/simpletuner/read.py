@@ -19,7 +19,7 @@ def read_config(path: Path) -> dict[str, Any]:
     Raises:
         TrainerError: The file cannot be read, is no object, or writes a key twice.
     """
-    if path.suffix.lower() == ".env" or path.name.lower().endswith(".env"):
+    if path.name.lower().endswith(".env"):
         raise TrainerError(f"{path.name} is a file of shell variables: give SimpleTuner's config.json or config.toml")
     content = _read_toml(path) if path.suffix.lower() == ".toml" else _read_json(path)
     if not isinstance(content, dict):

@@ -11,7 +11,8 @@ from ..data.folder import DatasetFolderSettings
 from ..errors import TrainerError
 from ..node_steps import NODE_STEPS
 from .adapter_keys import LORA_KEYS, LYCORIS_KEYS
-from .dataset_keys import DATASET_CONFIG_KEYS, DATASET_KEYS, SHARED_WITH_CONFIG, TEXT_EMBEDS_KEYS
+from .cache_keys import DATASET_CONFIG_KEYS, SHARED_WITH_CONFIG, TEXT_EMBEDS_KEYS
+from .dataset_keys import DATASET_KEYS
 from .learning_keys import LEARNING_KEYS
 from .look_keys import OTHER_KEYS, SHARING_KEYS, VALIDATION_KEYS, has_prompts
 from .noise_keys import NOISE_KEYS
@@ -174,7 +175,7 @@ def _read_backends(
         if reason:
             keys = ", ".join(entry)
             rows.append(Row(where=options.where, key=keys, value="", state=IGNORED, note=reason))
-        elif text(options, "dataset_type") == "text_embeds":
+        elif _kind(options) == "text_embeds":
             rows += apply_rules(TEXT_EMBEDS_KEYS, dataclasses.replace(options, defaults={}))
         else:
             found = apply_rules(DATASET_KEYS, options)
@@ -187,8 +188,12 @@ def _read_backends(
     return tuple(datasets), rows
 
 
+def _kind(options: Options) -> str:
+    return text(options, "dataset_type").strip().lower() or "image"
+
+
 def _why_left_out(options: Options) -> str:
-    kind = text(options, "dataset_type").strip().lower() or "image"
+    kind = _kind(options)
     if kind == "text_embeds":
         return ""
     if flag(options, "disabled"):
