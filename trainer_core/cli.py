@@ -59,6 +59,18 @@ def _make_parser() -> argparse.ArgumentParser:
     convert.add_argument("-o", "--output", type=Path, required=True)
     convert.add_argument("--to", choices=("comfyui", "diffusers"), required=True)
     convert.set_defaults(run=_convert)
+
+    importer = commands.add_parser("import-simpletuner", help="turn SimpleTuner's configuration into a workflow file")
+    importer.add_argument("config", type=Path, metavar="CONFIG.json")
+    importer.add_argument(
+        "backends",
+        type=Path,
+        nargs="?",
+        metavar="MULTIDATABACKEND.json",
+        help="the data backend file; the one that CONFIG.json names by default",
+    )
+    importer.add_argument("-o", "--output", type=Path, required=True, metavar="WORKFLOW.json")
+    importer.set_defaults(run=_import_simpletuner)
     return parser
 
 
@@ -108,3 +120,10 @@ def _convert(options: argparse.Namespace) -> None:
     from .adapters.convert import convert_adapter
 
     convert_adapter(options.file, options.output, options.to)
+
+
+def _import_simpletuner(options: argparse.Namespace) -> None:
+    from .simpletuner.command import import_simpletuner
+
+    print(import_simpletuner(options.config, options.backends, options.output))
+    print(f"\nWritten to {options.output}: open it in ComfyUI, or run it by lumina2-trainer run.")

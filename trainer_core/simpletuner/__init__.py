@@ -1,0 +1,1 @@
+"""Turns SimpleTuner's configuration files into a workflow of this pack."""

@@ -1,0 +1,246 @@
+"""From the keys of SimpleTuner's files to the settings of nodes, and what became of each key."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from ..data.folder import DatasetFolderSettings
+from ..errors import TrainerError
+from ..node_steps import NODE_STEPS
+from .adapter_keys import LORA_KEYS, LYCORIS_KEYS
+from .cache_keys import DATASET_CONFIG_KEYS, SHARED_WITH_CONFIG, TEXT_EMBEDS_KEYS
+from .dataset_keys import DATASET_KEYS
+from .learning_keys import LEARNING_KEYS
+from .look_keys import OTHER_KEYS, SHARING_KEYS, VALIDATION_KEYS, has_prompts
+from .noise_keys import NOISE_KEYS
+from .parts import FULL_PARTS, PARTS
+from .rules import Options, Rules, defaults_of, find_rule, flag, text
+from .run_keys import RUN_KEYS, is_full, is_lycoris
+
+CONFIG_TOPICS: Mapping[str, Rules] = {
+    "The run": RUN_KEYS,
+    "Optimizer and learning rate": LEARNING_KEYS,
+    "Noise levels and loss": NOISE_KEYS,
+    "LoRA": LORA_KEYS,
+    "Data and caches": DATASET_CONFIG_KEYS,
+    "Validation": VALIDATION_KEYS,
+    "Tracking and the hub": SHARING_KEYS,
+    "The rest": OTHER_KEYS,
+}
+CONFIG_KEYS: Rules = {key: rule for rules in CONFIG_TOPICS.values() for key, rule in rules.items()}
+REQUIRED = ("model_family", "model_type")
+"""Keys of the configuration that must be written."""
+ALWAYS = ("model", "latents", "embeds", "optimizer", "noise", "checkpoints", "train", "save")
+
+MAPPED, DEFAULT, IGNORED, UNKNOWN = "mapped", "default", "ignored", "not known"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """What became of one key."""
+
+    where: str
+    """The file, and the entry in it."""
+    key: str
+    value: Any
+    state: str
+    """MAPPED, DEFAULT (of SimpleTuner, for the key is not written), IGNORED or UNKNOWN."""
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    """By "part.setting"."""
+    note: str = ""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Translation:
+    """A configuration as settings of nodes."""
+
+    settings: Mapping[str, Any]
+    """A settings dataclass for each part that has a node, but for the datasets."""
+    datasets: tuple[DatasetFolderSettings, ...]
+    """In the order of the file; each is added to the one before."""
+    rows: tuple[Row, ...]
+    is_full: bool
+
+
+@dataclass(frozen=True, kw_only=True)
+class Backends:
+    """The data backend file."""
+
+    where: str
+    entries: Sequence[Mapping[str, Any]]
+
+
+def translate(config: Options, backends: Backends, lycoris: Options | None) -> Translation:
+    """Turn the keys of all files into settings.
+
+    Args:
+        config: The configuration; its defaults are filled in here.
+        backends: The data backends.
+        lycoris: The file of the LyCORIS adapter, if one is trained.
+
+    Raises:
+        TrainerError: A value cannot be read or is out of range, a key that must be there is missing, or no backend
+            has pictures in a folder.
+    """
+    config = dataclasses.replace(config, defaults=defaults_of(CONFIG_KEYS))
+    for key in REQUIRED:
+        CONFIG_KEYS[key].convert(config, key)
+    rows = apply_rules(CONFIG_KEYS, config)
+    if lycoris is not None:
+        rows += apply_rules(LYCORIS_KEYS, dataclasses.replace(lycoris, defaults=defaults_of(LYCORIS_KEYS)))
+    off = _parts_left_out(config, rows)
+    rows = [_without_parts(row, off) for row in rows if row.state != DEFAULT or not _is_off(row, off)]
+    shared = {name: value for row in rows for name, value in row.settings.items() if name.startswith("dataset.")}
+    datasets, data_rows = _read_backends(config, backends, shared)
+    parts = [*ALWAYS, *(part for part in ("lora", "lycoris", "validation", "tracking", "hub") if part not in off)]
+    settings = {part: _build(part, rows, is_full(config)) for part in parts}
+    return Translation(settings=settings, datasets=datasets, rows=(*rows, *data_rows), is_full=is_full(config))
+
+
+def apply_rules(rules: Rules, options: Options) -> list[Row]:
+    """What becomes of every key that is written, and of the defaults of those that are not."""
+    rows = []
+    for key, value in options.given.items():
+        rule = find_rule(rules, key)
+        if rule is None:
+            rows.append(Row(where=options.where, key=key, value=value, state=UNKNOWN))
+            continue
+        outcome = rule.convert(options, key)
+        state = MAPPED if outcome.values else IGNORED
+        rows.append(
+            Row(where=options.where, key=key, value=value, state=state, settings=outcome.values, note=outcome.note)
+        )
+    for key, value in options.defaults.items():
+        if key in options.given:
+            continue
+        outcome = rules[key].convert(options, key)
+        if any("." in name for name in outcome.values):
+            rows.append(
+                Row(
+                    where=options.where,
+                    key=key,
+                    value=value,
+                    state=DEFAULT,
+                    settings=outcome.values,
+                    note=outcome.note,
+                )
+            )
+    return rows
+
+
+def _parts_left_out(config: Options, rows: Sequence[Row]) -> dict[str, str]:
+    """Parts without a node, and why."""
+    off = {}
+    if is_full(config):
+        off["lora"] = off["lycoris"] = "model_type is full, there is no adapter"
+    elif is_lycoris(config):
+        off["lora"] = "lora_type is lycoris"
+    else:
+        off["lycoris"] = "lora_type is standard"
+    if not has_prompts(config):
+        off["validation"] = "no validation pictures are asked for"
+    if not any("tracking.report_to" in row.settings for row in rows):
+        off["tracking"] = "report_to names no tracker that is offered"
+    if not flag(config, "push_to_hub"):
+        off["hub"] = "push_to_hub is off"
+    return off
+
+
+def _is_off(row: Row, off: Mapping[str, str]) -> bool:
+    return all(name.partition(".")[0] in off for name in row.settings)
+
+
+def _without_parts(row: Row, off: Mapping[str, str]) -> Row:
+    """The row without what would be set on nodes that are left out."""
+    settings = {name: value for name, value in row.settings.items() if name.partition(".")[0] not in off}
+    if settings or not row.settings:
+        return dataclasses.replace(row, settings=settings)
+    part = next(iter(row.settings)).partition(".")[0]
+    return dataclasses.replace(row, settings={}, state=IGNORED, note=off[part])
+
+
+def _read_backends(
+    config: Options, backends: Backends, shared: Mapping[str, Any]
+) -> tuple[tuple[DatasetFolderSettings, ...], list[Row]]:
+    datasets: list[DatasetFolderSettings] = []
+    rows: list[Row] = []
+    defaults = {**defaults_of(DATASET_KEYS), **{k: config.given[k] for k in SHARED_WITH_CONFIG if k in config.given}}
+    for number, entry in enumerate(backends.entries, start=1):
+        name = text(Options(where=f"{backends.where}, entry {number}", given=entry), "id") or f"entry {number}"
+        options = Options(where=f"{backends.where}, {name}", given=entry, defaults=defaults)
+        reason = _why_left_out(options)
+        if reason:
+            keys = ", ".join(entry)
+            rows.append(Row(where=options.where, key=keys, value="", state=IGNORED, note=reason))
+        elif _kind(options) == "text_embeds":
+            rows += apply_rules(TEXT_EMBEDS_KEYS, dataclasses.replace(options, defaults={}))
+        else:
+            found = apply_rules(DATASET_KEYS, options)
+            datasets.append(_build_dataset(found, shared, options.where))
+            rows += found
+    if not datasets:
+        raise TrainerError(
+            f"{backends.where}: no entry with pictures in a folder of this machine is left: add one with type local"
+        )
+    return tuple(datasets), rows
+
+
+def _kind(options: Options) -> str:
+    return text(options, "dataset_type").strip().lower() or "image"
+
+
+def _why_left_out(options: Options) -> str:
+    kind = _kind(options)
+    if kind == "text_embeds":
+        return ""
+    if flag(options, "disabled"):
+        return "left out: it is disabled"
+    reasons = {
+        "image": "",
+        "eval": "left out: loss on held-out pictures is not mapped yet",
+        "conditioning": "left out: masks and conditioning pictures are not mapped yet",
+        "image_embeds": "left out: latents are cached in output/lumina2_trainer/cache",
+    }
+    if kind not in reasons:
+        raise options.error("dataset_type", f"one of {', '.join(reasons)}, text_embeds")
+    place = text(options, "type").strip().lower() or "local"
+    if not reasons[kind] and place != "local":
+        return f"left out: it is of type {place}, and pictures are read from folders: copy them into one, type local"
+    return reasons[kind]
+
+
+def _build_dataset(rows: Sequence[Row], shared: Mapping[str, Any], where: str) -> DatasetFolderSettings:
+    values = {name: value for row in rows for name, value in row.settings.items() if "." in name}
+    with_shared = {name.partition(".")[2]: value for name, value in {**shared, **values}.items()}
+    try:
+        return DatasetFolderSettings(**with_shared)
+    except TrainerError as error:
+        raise _blame(error, "dataset", rows, where) from error
+
+
+def _build(part: str, rows: Sequence[Row], full: bool) -> Any:
+    node = PARTS[FULL_PARTS[part] if full and part in FULL_PARTS else part].node
+    cls = NODE_STEPS[node].settings
+    names = {setting.name for setting in dataclasses.fields(cls)}
+    values = {}
+    for row in rows:
+        for target, value in row.settings.items():
+            owner, _, name = target.partition(".")
+            if owner == part and name in names:
+                values[name] = value
+    try:
+        return cls(**values)
+    except TrainerError as error:
+        raise _blame(error, part, rows, "") from error
+
+
+def _blame(error: TrainerError, part: str, rows: Sequence[Row], where: str) -> TrainerError:
+    """The same error with the key that the setting came from."""
+    setting = str(error).partition(" ")[0]
+    row = next((row for row in rows if f"{part}.{setting}" in row.settings), None)
+    if row is None:
+        return TrainerError(f"{where or rows[0].where}, as {PARTS[part].title}: {error}")
+    return TrainerError(f"{row.where}: {row.key}, as {PARTS[part].title}: {error}")

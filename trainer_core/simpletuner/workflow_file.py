@@ -1,0 +1,222 @@
+"""A translated configuration as a workflow file of the canvas, with positions, links and groups."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ..node_steps import NODE_STEPS
+from ..settings import describe_settings
+from .parts import FULL_PARTS, PARTS
+from .translate import Translation
+
+SOCKET_TYPES = {
+    "model": "LUMINA2_MODEL",
+    "dataset": "LUMINA2_DATASET",
+    "latents": "LUMINA2_LATENTS",
+    "embeds": "LUMINA2_EMBEDS",
+    "adapter": "LUMINA2_ADAPTER",
+    "adapter_settings": "LUMINA2_ADAPTER_SETTINGS",
+    "optimizer_settings": "LUMINA2_OPTIMIZER_SETTINGS",
+    "noise_schedule": "LUMINA2_NOISE_SCHEDULE",
+    "validation": "LUMINA2_VALIDATION_PROMPTS",
+    "checkpoints": "LUMINA2_CHECKPOINTS",
+    "tracking": "LUMINA2_TRACKING",
+    "hub": "LUMINA2_HUB",
+    "report": "STRING",
+    "path": "STRING",
+    "lora_model": "LORA_MODEL",
+    "loss_map": "LOSS_MAP",
+    "contact_sheet": "IMAGE",
+    "validation_images": "IMAGE",
+    "images": "IMAGE",
+}
+"""The type of every input and output of an imported workflow, by its name."""
+OUTPUTS = {
+    "model": ("model",),
+    "dataset": ("dataset", "report", "contact_sheet"),
+    "latents": ("latents",),
+    "embeds": ("embeds",),
+    "validation": ("validation",),
+    "lora": ("adapter_settings",),
+    "lycoris": ("adapter_settings",),
+    "optimizer": ("optimizer_settings",),
+    "noise": ("noise_schedule",),
+    "checkpoints": ("checkpoints",),
+    "tracking": ("tracking",),
+    "hub": ("hub",),
+    "train": ("adapter", "lora_model", "loss_map", "validation_images"),
+    "train_full": ("model", "loss_map", "validation_images"),
+    "save": ("path",),
+    "save_full": ("path",),
+}
+COLUMNS = (
+    ("1. Model and data", ("model", "dataset")),
+    ("2. Caches", ("validation", "latents", "embeds")),
+    ("3. Settings", ("lora", "lycoris", "optimizer", "noise")),
+    ("4. Records", ("checkpoints", "tracking", "hub")),
+    ("5. Train", ("train", "train_full")),
+    ("6. Look and keep", ("preview", "save", "save_full")),
+)
+"""The groups on the canvas, from left to right, and the parts in each from top to bottom."""
+WIDTH, GAP, MARGIN, TITLE = 420, 80, 20, 90
+"""Of nodes, between nodes, within groups, and above the first node of a group; in pixels."""
+WIDGET, TEXT_BOX, SOCKET, PANEL = 40, 110, 22, 300
+"""Heights in pixels; the last is of the live panel of a Train node, and of pictures."""
+
+
+@dataclass(kw_only=True)
+class Placed:
+    """A node that is put on the canvas."""
+
+    id: int
+    part: str
+    node: str
+    widgets: list[Any]
+    inputs: tuple[str, ...]
+    outputs: tuple[str, ...]
+    height: int
+    pos: tuple[int, int] = (0, 0)
+
+
+def workflow_content(translation: Translation, read_me: str) -> dict[str, Any]:
+    """The content of the file, in the format of ComfyUI's Save.
+
+    Args:
+        translation: Every part's settings.
+        read_me: Markdown for the note at the left.
+    """
+    nodes = list(_nodes(translation))
+    groups = _arrange(nodes)
+    links = _links(nodes)
+    note = {
+        **_frame(1, "MarkdownNote", (-WIDTH - GAP - MARGIN, 0), WIDTH, 900),
+        "inputs": [],
+        "outputs": [],
+        "properties": {},
+        "widgets_values": [read_me],
+        "title": "Read me",
+        "color": "#432",
+        "bgcolor": "#653",
+    }
+    return {
+        "id": str(uuid.uuid5(uuid.NAMESPACE_OID, read_me)),
+        "revision": 0,
+        "last_node_id": nodes[-1].id,
+        "last_link_id": len(links),
+        "nodes": [note, *(_node_content(node, links) for node in nodes)],
+        "links": links,
+        "groups": groups,
+        "config": {},
+        "extra": {},
+        "version": 0.4,
+    }
+
+
+def _nodes(translation: Translation) -> Iterator[Placed]:
+    """Every node, sources before those that read them."""
+    settings = dict(translation.settings)
+    last = [settings.pop("train"), settings.pop("save")]
+    parts: list[tuple[str, Any]] = [("model", settings.pop("model"))]
+    parts += [("dataset", dataset) for dataset in translation.datasets]
+    parts += list(settings.items())
+    parts.sort(key=lambda item: item[0] in ("latents", "embeds"))
+    names = [FULL_PARTS[part] if translation.is_full else part for part in ("train", "save")]
+    parts += list(zip(names, last, strict=True))
+    for number, (part, values) in enumerate(parts, start=2):
+        node = PARTS[part].node
+        fields = describe_settings(type(values))
+        sockets, outputs = NODE_STEPS[node].sockets, OUTPUTS[part]
+        height = 60 + SOCKET * max(len(sockets), len(outputs))
+        height += sum(TEXT_BOX if field.multiline else WIDGET for field in fields)
+        yield Placed(
+            id=number,
+            part=part,
+            node=node,
+            widgets=[getattr(values, field.name) for field in fields],
+            inputs=sockets,
+            outputs=outputs,
+            height=height + (PANEL if part.startswith("train") else 0),
+        )
+    if "validation" in settings:
+        yield Placed(
+            id=len(parts) + 2,
+            part="preview",
+            node="PreviewImage",
+            widgets=[],
+            inputs=("images",),
+            outputs=(),
+            height=PANEL + 40,
+        )
+
+
+def _arrange(nodes: Sequence[Placed]) -> list[dict[str, Any]]:
+    """Put every node into its column; returns the groups."""
+    groups: list[dict[str, Any]] = []
+    for title, parts in COLUMNS:
+        column = sorted((node for node in nodes if node.part in parts), key=lambda node: parts.index(node.part))
+        if not column:
+            continue
+        left, top = len(groups) * (WIDTH + GAP), 0
+        for node in column:
+            node.pos = (left, top)
+            top += node.height + GAP
+        bounding = [left - MARGIN, -TITLE, WIDTH + 2 * MARGIN, top - GAP + TITLE + MARGIN]
+        groups.append(
+            {
+                "id": len(groups) + 1,
+                "title": title,
+                "bounding": bounding,
+                "color": "#3f789e",
+                "font_size": 24,
+                "flags": {},
+            }
+        )
+    return groups
+
+
+def _links(nodes: Sequence[Placed]) -> list[list[Any]]:
+    """Every input to the last node before it that gives a value of this name: its dataset is the one before."""
+    links: list[list[Any]] = []
+    for node in nodes:
+        for slot, socket in enumerate(node.inputs):
+            wanted = "validation_images" if socket == "images" else socket
+            sources = [other for other in nodes if other.id < node.id and wanted in other.outputs]
+            if sources:
+                source = sources[-1]
+                links.append(
+                    [len(links) + 1, source.id, source.outputs.index(wanted), node.id, slot, SOCKET_TYPES[socket]]
+                )
+    return links
+
+
+def _frame(node_id: int, node_type: str, pos: tuple[int, int], width: int, height: int) -> dict[str, Any]:
+    return {
+        "id": node_id,
+        "type": node_type,
+        "pos": list(pos),
+        "size": [width, height],
+        "flags": {},
+        "order": node_id - 1,
+        "mode": 0,
+    }
+
+
+def _node_content(node: Placed, links: Sequence[Sequence[Any]]) -> dict[str, Any]:
+    incoming = {link[4]: link[0] for link in links if link[3] == node.id}
+    outgoing = {slot: [link[0] for link in links if link[1:3] == [node.id, slot]] for slot in range(len(node.outputs))}
+    return {
+        **_frame(node.id, node.node, node.pos, WIDTH, node.height),
+        "inputs": [
+            {"name": name, "type": SOCKET_TYPES[name], "link": incoming.get(slot)}
+            for slot, name in enumerate(node.inputs)
+        ],
+        "outputs": [
+            {"name": name, "type": SOCKET_TYPES[name], "links": outgoing[slot]}
+            for slot, name in enumerate(node.outputs)
+        ],
+        "properties": {"Node name for S&R": node.node},
+        "widgets_values": node.widgets,
+    }
