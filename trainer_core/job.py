@@ -10,7 +10,6 @@ from .errors import TrainerError
 from .lumina2.model_files import Lumina2Model
 from .lumina2.timesteps import NoiseSettings
 from .publish.settings import AT_CHECKPOINTS, HubSettings, TrackingSettings
-from .run_folder import EMA
 from .settings import check_file_name, check_settings, setting
 from .training.memory_setting import parse_memory
 from .training.optimizer_checks import check_optimizer
@@ -18,6 +17,7 @@ from .training.optimizers import OPTIMIZERS
 from .training.rollout_settings import RolloutSettings
 from .training.settings import CheckpointSettings, OptimizerSettings
 from .validation.settings import ValidationSettings
+from .weight_names import EMA
 
 RESERVED_RUN_NAMES = frozenset({"cache", "diffusers", "validations"})
 """Folders beside the runs that hold something else."""

@@ -8,12 +8,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from lumina2_trainer.trainer_core.canvas_parts import FULL_PARTS, PARTS
 from lumina2_trainer.trainer_core.errors import TrainerError
 from lumina2_trainer.trainer_core.node_steps import NODE_STEPS
 from lumina2_trainer.trainer_core.simpletuner.adapter_keys import LYCORIS_KEYS
 from lumina2_trainer.trainer_core.simpletuner.command import read_translation
 from lumina2_trainer.trainer_core.simpletuner.dataset_keys import DATASET_KEYS
-from lumina2_trainer.trainer_core.simpletuner.parts import FULL_PARTS, PARTS
 from lumina2_trainer.trainer_core.simpletuner.report import report_text
 from lumina2_trainer.trainer_core.simpletuner.rules import Options, find_rule
 from lumina2_trainer.trainer_core.simpletuner.translate import (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from ..canvas_file import Graph, graph_content
 from ..errors import TrainerError
 from ..files import write_json_atomically
 from .read import LYCORIS_CONFIG, find_beside, read_backends, read_config, read_lycoris
@@ -11,7 +12,6 @@ from .report import report_text, shown
 from .rules import Options
 from .run_keys import is_lycoris
 from .translate import IGNORED, UNKNOWN, Backends, Translation, translate
-from .workflow_file import workflow_content
 
 
 def import_simpletuner(config_path: Path, backends_path: Path | None, output_path: Path) -> str:
@@ -29,7 +29,8 @@ def import_simpletuner(config_path: Path, backends_path: Path | None, output_pat
         TrainerError: A file cannot be read, or a value in it.
     """
     translation = read_translation(config_path, backends_path)
-    content = workflow_content(translation, read_me_text(config_path.name, translation))
+    graph = Graph(settings=translation.settings, datasets=translation.datasets, is_full=translation.is_full)
+    content = graph_content(graph, read_me_text(config_path.name, translation))
     try:
         write_json_atomically(output_path, content)
     except OSError as error:

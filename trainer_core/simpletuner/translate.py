@@ -7,6 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from ..canvas_parts import FULL_PARTS, PARTS
 from ..data.folder import DatasetFolderSettings
 from ..errors import TrainerError
 from ..node_steps import NODE_STEPS
@@ -16,7 +17,6 @@ from .dataset_keys import DATASET_KEYS
 from .learning_keys import LEARNING_KEYS
 from .look_keys import OTHER_KEYS, SHARING_KEYS, VALIDATION_KEYS, has_prompts
 from .noise_keys import NOISE_KEYS
-from .parts import FULL_PARTS, PARTS
 from .rules import Options, Rules, defaults_of, find_rule, flag, text
 from .run_keys import RUN_KEYS, is_full, is_lycoris
 

@@ -1,16 +1,15 @@
-"""A translated configuration as a workflow file of the canvas, with positions, links and groups."""
+"""Settings of nodes as a workflow file of the canvas, with positions, links and groups."""
 
 from __future__ import annotations
 
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from ..node_steps import NODE_STEPS
-from ..settings import describe_settings
-from .parts import FULL_PARTS, PARTS
-from .translate import Translation
+from .canvas_parts import FULL_PARTS, PARTS
+from .data.folder import DatasetFolderSettings
+from .settings import SettingField, describe_settings
 
 SOCKET_TYPES = {
     "model": "LUMINA2_MODEL",
@@ -25,46 +24,48 @@ SOCKET_TYPES = {
     "checkpoints": "LUMINA2_CHECKPOINTS",
     "tracking": "LUMINA2_TRACKING",
     "hub": "LUMINA2_HUB",
+    "rollout": "LUMINA2_ROLLOUT",
     "report": "STRING",
     "path": "STRING",
+    "grid_path": "STRING",
+    "scores": "STRING",
     "lora_model": "LORA_MODEL",
     "loss_map": "LOSS_MAP",
     "contact_sheet": "IMAGE",
     "validation_images": "IMAGE",
+    "grid": "IMAGE",
     "images": "IMAGE",
 }
-"""The type of every input and output of an imported workflow, by its name."""
-OUTPUTS = {
-    "model": ("model",),
-    "dataset": ("dataset", "report", "contact_sheet"),
-    "latents": ("latents",),
-    "embeds": ("embeds",),
-    "validation": ("validation",),
-    "lora": ("adapter_settings",),
-    "lycoris": ("adapter_settings",),
-    "optimizer": ("optimizer_settings",),
-    "noise": ("noise_schedule",),
-    "checkpoints": ("checkpoints",),
-    "tracking": ("tracking",),
-    "hub": ("hub",),
-    "train": ("adapter", "lora_model", "loss_map", "validation_images"),
-    "train_full": ("model", "loss_map", "validation_images"),
-    "save": ("path",),
-    "save_full": ("path",),
-}
+"""The type of every input and output, by its name."""
+PREVIEWED = ("grid", "validation_images")
+"""Outputs that a preview shows, the best first."""
 COLUMNS = (
     ("1. Model and data", ("model", "dataset")),
     ("2. Caches", ("validation", "latents", "embeds")),
-    ("3. Settings", ("lora", "lycoris", "optimizer", "noise")),
+    ("3. Settings", ("lora", "lycoris", "optimizer", "noise", "rollout")),
     ("4. Records", ("checkpoints", "tracking", "hub")),
     ("5. Train", ("train", "train_full")),
-    ("6. Look and keep", ("preview", "save", "save_full")),
+    ("6. Look and keep", ("compare", "preview", "save", "save_full")),
 )
 """The groups on the canvas, from left to right, and the parts in each from top to bottom."""
 WIDTH, GAP, MARGIN, TITLE = 420, 80, 20, 90
 """Of nodes, between nodes, within groups, and above the first node of a group; in pixels."""
-WIDGET, TEXT_BOX, SOCKET, PANEL = 40, 110, 22, 300
+WIDGET, TEXT_BOX, SOCKET, PANEL = 40, 110, 22, 380
 """Heights in pixels; the last is of the live panel of a Train node, and of pictures."""
+EXTRA_HEIGHTS = {"train": PANEL, "train_full": PANEL, "dataset": 130}
+"""Of what a node shows below its widgets."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Graph:
+    """A training graph: one node for each part, and one for each dataset."""
+
+    settings: Mapping[str, Any]
+    """A settings dataclass by part; "model", "train" and "save" must be there."""
+    datasets: Sequence[DatasetFolderSettings]
+    """Each is added to the one before."""
+    is_full: bool = False
+    """What "train" and "save" mean, see FULL_PARTS."""
 
 
 @dataclass(kw_only=True)
@@ -81,14 +82,14 @@ class Placed:
     pos: tuple[int, int] = (0, 0)
 
 
-def workflow_content(translation: Translation, read_me: str) -> dict[str, Any]:
+def graph_content(graph: Graph, read_me: str) -> dict[str, Any]:
     """The content of the file, in the format of ComfyUI's Save.
 
     Args:
-        translation: Every part's settings.
+        graph: Every part's settings.
         read_me: Markdown for the note at the left.
     """
-    nodes = list(_nodes(translation))
+    nodes = list(_nodes(graph))
     groups = _arrange(nodes)
     links = _links(nodes)
     note = {
@@ -115,32 +116,28 @@ def workflow_content(translation: Translation, read_me: str) -> dict[str, Any]:
     }
 
 
-def _nodes(translation: Translation) -> Iterator[Placed]:
+def _nodes(graph: Graph) -> Iterator[Placed]:
     """Every node, sources before those that read them."""
-    settings = dict(translation.settings)
-    last = [settings.pop("train"), settings.pop("save")]
+    settings = dict(graph.settings)
+    order = ("train", "save", "compare")
+    last = [(part, settings.pop(part)) for part in order if part in settings]
     parts: list[tuple[str, Any]] = [("model", settings.pop("model"))]
-    parts += [("dataset", dataset) for dataset in translation.datasets]
-    parts += list(settings.items())
-    parts.sort(key=lambda item: item[0] in ("latents", "embeds"))
-    names = [FULL_PARTS[part] if translation.is_full else part for part in ("train", "save")]
-    parts += list(zip(names, last, strict=True))
+    parts += [("dataset", dataset) for dataset in graph.datasets]
+    parts += sorted(settings.items(), key=lambda item: item[0] in ("latents", "embeds"))
+    parts += [(FULL_PARTS.get(part, part) if graph.is_full else part, values) for part, values in last]
     for number, (part, values) in enumerate(parts, start=2):
-        node = PARTS[part].node
         fields = describe_settings(type(values))
-        sockets, outputs = NODE_STEPS[node].sockets, OUTPUTS[part]
-        height = 60 + SOCKET * max(len(sockets), len(outputs))
-        height += sum(TEXT_BOX if field.multiline else WIDGET for field in fields)
+        known = PARTS[part]
         yield Placed(
             id=number,
             part=part,
-            node=node,
+            node=known.node,
             widgets=[getattr(values, field.name) for field in fields],
-            inputs=sockets,
-            outputs=outputs,
-            height=height + (PANEL if part.startswith("train") else 0),
+            inputs=known.inputs,
+            outputs=known.outputs,
+            height=_height(part, fields),
         )
-    if "validation" in settings:
+    if "validation" in settings or "compare" in dict(last):
         yield Placed(
             id=len(parts) + 2,
             part="preview",
@@ -150,6 +147,13 @@ def _nodes(translation: Translation) -> Iterator[Placed]:
             outputs=(),
             height=PANEL + 40,
         )
+
+
+def _height(part: str, fields: Sequence[SettingField]) -> int:
+    """Of a node, in pixels, while its advanced widgets are hidden."""
+    sockets = max(len(PARTS[part].inputs), len(PARTS[part].outputs))
+    widgets = sum(TEXT_BOX if field.multiline else WIDGET for field in fields if not field.is_advanced)
+    return 60 + SOCKET * sockets + widgets + EXTRA_HEIGHTS.get(part, 0)
 
 
 def _arrange(nodes: Sequence[Placed]) -> list[dict[str, Any]]:
@@ -182,13 +186,13 @@ def _links(nodes: Sequence[Placed]) -> list[list[Any]]:
     links: list[list[Any]] = []
     for node in nodes:
         for slot, socket in enumerate(node.inputs):
-            wanted = "validation_images" if socket == "images" else socket
-            sources = [other for other in nodes if other.id < node.id and wanted in other.outputs]
-            if sources:
-                source = sources[-1]
-                links.append(
-                    [len(links) + 1, source.id, source.outputs.index(wanted), node.id, slot, SOCKET_TYPES[socket]]
-                )
+            wanted = PREVIEWED if node.part == "preview" else (socket,)
+            before = [other for other in nodes if other.id < node.id]
+            found = [(other, name) for name in wanted for other in reversed(before) if name in other.outputs]
+            if found:
+                source, name = found[0]
+                number = len(links) + 1
+                links.append([number, source.id, source.outputs.index(name), node.id, slot, SOCKET_TYPES[name]])
     return links
 
 
