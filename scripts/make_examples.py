@@ -36,10 +36,10 @@ DEMO_PROMPTS = ValidationSettings(
     every_num_steps=6,
 )
 FILES = """## With your own pictures
-1. Download `lumina_2.safetensors` (10.6 GB, the all-in-one of Comfy-Org/Lumina_Image_2.0_Repackaged on Hugging Face) into
-   `models/checkpoints`, and choose it in **Load Lumina2** with precision {precision}.
-2. Put a folder with pictures and `.txt` captions into ComfyUI's `input` folder, and write its name in **Dataset Folder**.
-   Set the resolution to 1024.
+1. Download `lumina_2.safetensors` (10.6 GB, the all-in-one of Comfy-Org/Lumina_Image_2.0_Repackaged on Hugging Face)
+   into `models/checkpoints`, and choose it in **Load Lumina2** with precision {precision}.
+2. Put a folder with pictures and `.txt` captions into ComfyUI's `input` folder, and write its name in **Dataset
+   Folder**. Set the resolution to 1024.
 3. **Validation Prompts**: your own, at 1024 x 1024. **Cache Text Embeds**: system prompt `superior`.
 4. **{train}**: {numbers}, and a new run name."""
 

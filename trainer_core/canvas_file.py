@@ -40,12 +40,12 @@ SOCKET_TYPES = {
 PREVIEWED = ("grid", "validation_images")
 """Outputs that a preview shows, the best first."""
 COLUMNS = (
-    ("1. Model and data", ("model", "dataset")),
-    ("2. Caches", ("validation", "latents", "embeds")),
-    ("3. Settings", ("lora", "lycoris", "optimizer", "noise", "rollout")),
-    ("4. Records", ("checkpoints", "tracking", "hub")),
-    ("5. Train", ("train", "train_full")),
-    ("6. Look and keep", ("compare", "preview", "save", "save_full")),
+    ("Model and data", ("model", "dataset")),
+    ("Caches", ("validation", "latents", "embeds")),
+    ("Settings", ("lora", "lycoris", "optimizer", "noise", "rollout")),
+    ("Records", ("checkpoints", "tracking", "hub")),
+    ("Train", ("train", "train_full")),
+    ("Look and keep", ("compare", "preview", "save", "save_full")),
 )
 """The groups on the canvas, from left to right, and the parts in each from top to bottom."""
 WIDTH, GAP, MARGIN, TITLE = 420, 80, 20, 90
@@ -171,7 +171,7 @@ def _arrange(nodes: Sequence[Placed]) -> list[dict[str, Any]]:
         groups.append(
             {
                 "id": len(groups) + 1,
-                "title": title,
+                "title": f"{len(groups) + 1}. {title}",
                 "bounding": bounding,
                 "color": "#3f789e",
                 "font_size": 24,

@@ -13,15 +13,35 @@ from ..host.server import HostServer
 from .frontend import Frontend
 
 EXAMPLES = sorted((PACK_DIR / "example_workflows").glob("*.json"))
+QUEUED = ("train_lora_on_demo", "train_then_generate")
+"""Run in the host; `tests/demo` runs all that need no nodes of ComfyUI."""
 
 
-@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_example_runs_as_it_is(open_page: Callable[..., Frontend], server: HostServer, path: Path) -> None:
+def open_example(open_page: Callable[..., Frontend], path: Path) -> Frontend:
+    """The frontend with an example, whose values are all in place."""
     frontend = open_page(settings={"Comfy.VueNodes.Enabled": False})
     workflow = json.loads(path.read_text("utf-8"))
     frontend.load_workflow(workflow)
     saved = {node["id"]: node.get("widgets_values") or [] for node in frontend.to_workflow()["nodes"]}
     assert saved == {node["id"]: node.get("widgets_values") or [] for node in workflow["nodes"]}
+    return frontend
+
+
+@pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
+def test_example_opens_as_it_was_saved(open_page: Callable[..., Frontend], path: Path) -> None:
+    workflow = json.loads(path.read_text("utf-8"))
+    assert [group["title"].split(".")[0] for group in workflow["groups"]] == [
+        str(number) for number in range(1, len(workflow["groups"]) + 1)
+    ]
+    frontend = open_example(open_page, path)
+    linked = {node["id"]: len(node["inputs"]) for node in workflow["nodes"] if node.get("inputs")}
+    assert {node["id"] for node in frontend.to_workflow()["nodes"] if node.get("inputs")} >= set(linked)
+    assert frontend.errors == []
+
+
+@pytest.mark.parametrize("name", QUEUED)
+def test_example_runs_as_it_is(open_page: Callable[..., Frontend], server: HostServer, name: str) -> None:
+    frontend = open_example(open_page, PACK_DIR / "example_workflows" / f"{name}.json")
     outcome = server.run_prompt(frontend.to_prompt(), workflow=frontend.to_workflow(), timeout_seconds=600)
     assert outcome.kind == "execution_success", outcome.data
     assert outcome.of_kind("lumina2_trainer.finished")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -33,13 +34,26 @@ def test_demo_trains_compares_and_then_reuses(
     assert "done before" in capsys.readouterr().out
 
 
+SHORTER = {
+    "Lumina2TrainLoRA": ("steps=2", "batch_size=2"),
+    "Lumina2TrainFull": ("steps=2", "batch_size=2"),
+    "Lumina2Optimizer": ("num_warmup_steps=1",),
+    "Lumina2ValidationPrompts": ("num_inference_steps=2",),
+    "Lumina2Compare": ("num_inference_steps=2",),
+}
+
+
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
 def test_example_runs_without_comfyui(path: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    types = {node["type"] for node in json.loads(path.read_text("utf-8"))["nodes"]}
     arguments = ["run", str(path), "--output", str(tmp_path), "--device", "cpu"]
-    arguments += ["--set", "Lumina2TrainLoRA.steps=2", "--set", "Lumina2TrainLoRA.batch_size=2"]
-    arguments += ["--set", "Lumina2ValidationPrompts.num_inference_steps=2"]
+    for node, values in SHORTER.items():
+        for value in values if node in types else ():
+            arguments += ["--set", f"{node}.{value}"]
     assert main(arguments) == 0
     assert "needs ComfyUI" in capsys.readouterr().err
-    assert list(tmp_path.glob("lumina2_trainer/*/final/adapter.safetensors"))
-    saves = "Lumina2SaveAdapter" in path.read_text(encoding="utf-8")
-    assert len(list(tmp_path.glob("loras/*.safetensors"))) == (1 if saves else 0)
+    name = "model" if "Lumina2TrainFull" in types else "adapter"
+    (final_path,) = tmp_path.glob(f"lumina2_trainer/*/final/{name}.safetensors")
+    assert len(list(tmp_path.glob("loras/*.safetensors"))) == ("Lumina2SaveAdapter" in types)
+    assert len(list(tmp_path.glob("checkpoints/*.safetensors"))) == ("Lumina2SaveModel" in types)
+    assert len(list(final_path.parents[1].glob("comparisons/*.png"))) == ("Lumina2Compare" in types)
