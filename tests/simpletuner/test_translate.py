@@ -202,14 +202,14 @@ def test_file_that_is_no_configuration_is_refused(tmp_path: Path, content: str) 
 @pytest.mark.parametrize("kind", [{}, {"model_type": "full"}, {"lora_type": "lycoris"}], ids=str)
 def test_no_value_of_any_key_crashes(kind: dict[str, Any], value: Any) -> None:
     config = minimal(validation_prompt="x", push_to_hub=True, report_to="wandb", hub_model_id="a", loss_type="huber")
-    config |= kind
+    config |= {"scheduled_sampling_max_step_offset": 8, "scheduled_sampling_probability": 0.5} | kind
     cases = [({**config, key.replace("*", "x"): value}, PICTURES, LOKR) for key in CONFIG_KEYS]
     if not kind:
         cases += [(config, {**PICTURES, key.replace("*", "x"): value}, LOKR) for key in DATASET_KEYS]
     if "lora_type" in kind:
         cases += [(config, PICTURES, {**LOKR, key.replace("*", "x"): value}) for key in LYCORIS_KEYS]
     whole = read_parts(config, PICTURES, LOKR)
-    assert {"validation", "tracking", "hub"} <= set(whole.settings)
+    assert {"rollout", "validation", "tracking", "hub"} <= set(whole.settings)
     for changed, pictures, lycoris in cases:
         with contextlib.suppress(TrainerError):
             read_parts(changed, pictures, lycoris)

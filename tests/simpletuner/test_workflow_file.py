@@ -27,6 +27,9 @@ CASES: dict[str, dict[str, Any]] = {
     "minimal": {"config": minimal()},
     "lycoris": {"config": {**QUICKSTART, "lora_type": "lycoris"}, "lycoris": LOKR},
     "full": {"config": {**QUICKSTART, "model_type": "full"}},
+    "rollout": {
+        "config": minimal(scheduled_sampling_max_step_offset=8, scheduled_sampling_ramp_steps=100),
+    },
     "three_folders": {"backends": [PICTURES, TEXT_EMBEDS, MORE_PICTURES, {**MORE_PICTURES, "id": "third"}]},
 }
 
@@ -96,6 +99,7 @@ def test_required_sockets_are_linked_and_datasets_are_a_chain(imported: tuple[Pa
                 "Lumina2LoRASettings": "adapter_settings",
                 "Lumina2LyCORISSettings": "adapter_settings",
                 "Lumina2ValidationPrompts": "validation",
+                "Lumina2Rollout": "rollout",
                 "Lumina2Tracking": "tracking",
                 "Lumina2HubUpload": "hub",
             }

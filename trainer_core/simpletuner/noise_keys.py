@@ -135,5 +135,4 @@ NOISE_KEYS: Rules = {
         ignored("flow matching does not use it, there or here"),
     ),
     "mixflow_*": ignored("MixFlow is not offered"),
-    "scheduled_sampling_*": ignored("scheduled sampling (rollout) is not mapped yet"),
 }

@@ -17,6 +17,7 @@ from .dataset_keys import DATASET_KEYS
 from .learning_keys import LEARNING_KEYS
 from .look_keys import OTHER_KEYS, SHARING_KEYS, VALIDATION_KEYS, has_prompts
 from .noise_keys import NOISE_KEYS
+from .rollout_keys import ROLLOUT_KEYS, why_not_rolled
 from .rules import Options, Rules, defaults_of, find_rule, flag, text
 from .run_keys import RUN_KEYS, is_full, is_lycoris
 
@@ -24,6 +25,7 @@ CONFIG_TOPICS: Mapping[str, Rules] = {
     "The run": RUN_KEYS,
     "Optimizer and learning rate": LEARNING_KEYS,
     "Noise levels and loss": NOISE_KEYS,
+    "Scheduled sampling": ROLLOUT_KEYS,
     "LoRA": LORA_KEYS,
     "Data and caches": DATASET_CONFIG_KEYS,
     "Validation": VALIDATION_KEYS,
@@ -34,6 +36,8 @@ CONFIG_KEYS: Rules = {key: rule for rules in CONFIG_TOPICS.values() for key, rul
 REQUIRED = ("model_family", "model_type")
 """Keys of the configuration that must be written."""
 ALWAYS = ("model", "latents", "embeds", "optimizer", "noise", "checkpoints", "train", "save")
+OPTIONAL = ("lora", "lycoris", "rollout", "validation", "tracking", "hub")
+"""Parts that a configuration may do without, see `_parts_left_out`."""
 
 MAPPED, DEFAULT, IGNORED, UNKNOWN = "mapped", "default", "ignored", "not known"
 
@@ -95,7 +99,7 @@ def translate(config: Options, backends: Backends, lycoris: Options | None) -> T
     rows = [_without_parts(row, off) for row in rows if row.state != DEFAULT or not _is_off(row, off)]
     shared = {name: value for row in rows for name, value in row.settings.items() if name.startswith("dataset.")}
     datasets, data_rows = _read_backends(config, backends, shared)
-    parts = [*ALWAYS, *(part for part in ("lora", "lycoris", "validation", "tracking", "hub") if part not in off)]
+    parts = [*ALWAYS, *(part for part in OPTIONAL if part not in off)]
     settings = {part: _build(part, rows, is_full(config)) for part in parts}
     return Translation(settings=settings, datasets=datasets, rows=(*rows, *data_rows), is_full=is_full(config))
 
@@ -140,6 +144,8 @@ def _parts_left_out(config: Options, rows: Sequence[Row]) -> dict[str, str]:
         off["lora"] = "lora_type is lycoris"
     else:
         off["lycoris"] = "lora_type is standard"
+    if why_not_rolled(config):
+        off["rollout"] = why_not_rolled(config)
     if not has_prompts(config):
         off["validation"] = "no validation pictures are asked for"
     if not any("tracking.report_to" in row.settings for row in rows):
