@@ -82,7 +82,7 @@ def test_entries_keep_their_order_and_share_the_sampling(tmp_path: Path) -> None
     [
         ({"disabled": True}, "disabled"),
         ({"type": "aws"}, "type aws"),
-        ({"dataset_type": "eval"}, "held-out"),
+        ({"dataset_type": "image_embeds"}, "latents are cached"),
         ({"dataset_type": "conditioning"}, "masks"),
     ],
 )

@@ -123,12 +123,12 @@ def test_nodes_lie_apart_and_within_their_groups(imported: tuple[Path, Path]) ->
 
 
 def test_note_names_what_is_not_used(tmp_path: Path) -> None:
-    config = write_files(tmp_path, minimal(lora_rnak=8, evaluation_type="clip"))
+    config = write_files(tmp_path, minimal(lora_rnak=8, snr_gamma=5))
     assert main(["import-simpletuner", str(config), "-o", str(tmp_path / "w.json")]) == 0
     (note,) = [node for node in read_json(tmp_path / "w.json")["nodes"] if node["type"] == "MarkdownNote"]
     (text,) = note["widgets_values"]
     assert "* `lora_rnak` 8: not known" in text
-    assert "* `evaluation_type` clip: scoring pictures by CLIP" in text
+    assert "* `snr_gamma` 5: flow matching does not use it" in text
 
 
 def test_command_prints_every_key_and_takes_the_second_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
