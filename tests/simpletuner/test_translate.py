@@ -282,7 +282,21 @@ def test_longest_beginning_of_a_key_counts() -> None:
         ),
         ({"lora_format": "diffusers"}, {"save.format": "both"}),
         ({"lora_format": "diffusers", "use_dora": True}, {"save.format": "comfyui"}),
-        ({"base_model_precision": "nf4-bnb"}, {"model.precision": "int8"}),
+        *(
+            ({"base_model_precision": name}, {"model.precision": "nf4"})
+            for name in (
+                "nf4-bnb",
+                "int4-quanto",
+                "int2-quanto",
+                "int8dq-int4-torchao",
+                "fp8-int4-torchao",
+                "sdnq-uint3",
+            )
+        ),
+        ({"base_model_precision": "int6-sdnq"}, {"model.precision": "int8"}),
+        ({"base_model_precision": "int8dq-torchao"}, {"model.precision": "int8"}),
+        ({"base_model_precision": "fp8-torchao"}, {"model.precision": "fp8"}),
+        ({"base_model_precision": "nf4-bnb", "model_type": "full"}, {"model.precision": "bf16"}),
         ({"mixed_precision": "no"}, {"model.precision": "fp32"}),
         ({"model_flavour": "neta-lumina"}, {"embeds.system_prompt": "anime"}),
         ({"pretrained_model_name_or_path": "/models/base.safetensors"}, {"model.base": "/models/base.safetensors"}),

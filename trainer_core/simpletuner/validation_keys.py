@@ -121,8 +121,8 @@ def _held_out_interval(options: Options, key: str) -> Outcome:
         return Outcome(note="eval_loss_disable is on")
     if not measures_held_out(options):
         return Outcome(
-            note="without a data backend of dataset_type eval it does nothing there either; held_out_share of Validation"
-            " Prompts measures here"
+            note="without a data backend of dataset_type eval it does nothing there either; here held_out_share of"
+            " Validation Prompts measures"
         )
     note = "" if interval else "0 measures at the end alone"
     return Outcome(values={"validation.held_out_step_interval": interval}, note=note)
