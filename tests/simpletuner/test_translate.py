@@ -280,6 +280,8 @@ def test_longest_beginning_of_a_key_counts() -> None:
             {"peft_lora_target_modules": ["to_q", "to_k", "to_v", "to_out.0", "linear_1", "linear_2", "linear_3"]},
             {"lora.targets": "attention_mlp"},
         ),
+        ({"init_lora": "out/my.safetensors"}, {"lora.start_from": "my.safetensors"}),
+        ({"init_lora": "my.safetensors", "lora_init_type": "pissa"}, {"lora.init": "default"}),
         ({"lora_format": "diffusers"}, {"save.format": "both"}),
         ({"lora_format": "diffusers", "use_dora": True}, {"save.format": "comfyui"}),
         *(
@@ -337,6 +339,13 @@ def test_lokr_of_the_lycoris_file(tmp_path: Path) -> None:
     assert settings_of(translation, "train.alpha") == 1.0
     assert "lora" not in translation.settings
     assert {row.key for row in translation.rows if row.where == "lycoris_config.json"} >= set(LOKR)
+
+
+def test_lycoris_adapter_starts_from_a_file_too(tmp_path: Path) -> None:
+    config = minimal(lora_type="lycoris", init_lora="/out/my.safetensors")
+    translation = translate_files(tmp_path, config, lycoris=LOKR)
+    assert translation.settings["lycoris"].start_from == "my.safetensors"
+    assert "models/loras" in state_of(translation, "init_lora")[1]
 
 
 @pytest.mark.parametrize("algo", ["lora", "locon", "loha", "lokr", "dylora", "glora", "full", "diag-oft", "boft"])
