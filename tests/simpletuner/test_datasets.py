@@ -83,7 +83,9 @@ def test_entries_keep_their_order_and_share_the_sampling(tmp_path: Path) -> None
         ({"disabled": True}, "disabled"),
         ({"type": "aws"}, "type aws"),
         ({"dataset_type": "image_embeds"}, "latents are cached"),
-        ({"dataset_type": "conditioning"}, "masks"),
+        ({"dataset_type": "conditioning", "conditioning_type": "controlnet"}, "Lumina2 takes no others"),
+        ({"dataset_type": "conditioning", "conditioning_type": "mask"}, "no data backend with pictures names it"),
+        ({"dataset_type": "conditioning", "conditioning_type": "mask", "type": "aws"}, "type aws"),
     ],
 )
 def test_entry_that_is_no_folder_of_pictures_is_left_out(tmp_path: Path, entry: dict[str, Any], reason: str) -> None:

@@ -22,6 +22,16 @@ def kind_of(entry: Options) -> str:
     return text(entry, "dataset_type").strip().lower() or "image"
 
 
+def place_of(entry: Options) -> str:
+    """Its type: "local" is a folder of this machine."""
+    return text(entry, "type").strip().lower() or "local"
+
+
+def is_folder(entry: Options) -> bool:
+    """Whether it is a folder of this machine that is in use."""
+    return place_of(entry) == "local" and not flag(entry, "disabled")
+
+
 def holds(entries: Iterable[Options], kind: str) -> bool:
     """Whether an entry of this kind is in use."""
     return any(kind_of(entry) == kind and not flag(entry, "disabled") for entry in entries)

@@ -12,13 +12,14 @@ from ..data.folder import DatasetFolderSettings
 from ..errors import TrainerError
 from ..node_steps import NODE_STEPS
 from .adapter_keys import LORA_KEYS, LYCORIS_KEYS
-from .backends import kind_of, read_entries
+from .backends import is_folder, kind_of, place_of, read_entries
 from .cache_keys import DATASET_CONFIG_KEYS, SHARED_WITH_CONFIG, TEXT_EMBEDS_KEYS
 from .dataset_keys import DATASET_KEYS
 from .learning_keys import LEARNING_KEYS
+from .mask_keys import CONDITIONING, is_mask_in_use, why_unusable
 from .noise_keys import NOISE_KEYS
 from .rollout_keys import ROLLOUT_KEYS, why_not_rolled
-from .rules import Options, Rules, defaults_of, find_rule, flag, text
+from .rules import Options, Rules, defaults_of, find_rule, flag
 from .run_keys import RUN_KEYS, is_full, is_lycoris
 from .sharing_keys import OTHER_KEYS, SHARING_KEYS
 from .validation_keys import HELD_OUT_SHARE, NO_PICTURES, VALIDATION_KEYS, has_prompts, measures_held_out
@@ -44,7 +45,7 @@ OPTIONAL = ("lora", "lycoris", "rollout", "validation", "tracking", "hub")
 KINDS = {
     "image": "",
     "eval": "left out: eval_loss_disable is on",
-    "conditioning": "left out: masks and conditioning pictures are not mapped yet",
+    "conditioning": "left out: conditioning_data of no data backend with pictures names it, or names another before it",
     "image_embeds": "left out: latents are cached in output/lumina2_trainer/cache",
     "text_embeds": "",
 }
@@ -206,17 +207,21 @@ def _read_whole(options: Options, config: Options) -> Row | None:
     """One row for an entry whose keys count together; None if each key has its own."""
     row = Row(where=options.where, key=", ".join(options.given), value="", state=IGNORED)
     kind = kind_of(options)
-    if kind not in KINDS:
-        raise options.error("dataset_type", f"one of {', '.join(KINDS)}")
-    place = text(options, "type").strip().lower() or "local"
     if kind != "text_embeds" and flag(options, "disabled"):
         return dataclasses.replace(row, note="left out: it is disabled")
+    if kind not in KINDS:
+        raise options.error("dataset_type", f"one of {', '.join(KINDS)}")
     if kind == "eval" and measures_held_out(config):
         note = "a tenth of the pictures to train on is kept out and measured in its place; its own are not read"
         return dataclasses.replace(row, state=MAPPED, settings={"validation.held_out_share": HELD_OUT_SHARE}, note=note)
-    if kind == "image" and place != "local":
-        note = f"left out: it is of type {place}, and pictures are read from folders: copy them into one, type local"
-        return dataclasses.replace(row, note=note)
+    if kind == CONDITIONING and is_mask_in_use(options, config.backends):
+        note = "its folder is mask_folder of those that name it in conditioning_data"
+        return dataclasses.replace(row, state=MAPPED, settings={"dataset": ""}, note=note)
+    if kind == CONDITIONING and why_unusable(options):
+        return dataclasses.replace(row, note=f"left out: {why_unusable(options)}")
+    if kind == "image" and not is_folder(options):
+        why = f"it is of type {place_of(options)}, and pictures are read from folders"
+        return dataclasses.replace(row, note=f"left out: {why}: copy them into one, type local")
     return dataclasses.replace(row, note=KINDS[kind]) if KINDS[kind] else None
 
 
