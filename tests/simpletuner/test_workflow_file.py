@@ -131,6 +131,15 @@ def test_note_names_what_is_not_used(tmp_path: Path) -> None:
     assert "* `snr_gamma` 5: flow matching does not use it" in text
 
 
+def test_note_names_what_needs_a_look(tmp_path: Path) -> None:
+    config = write_files(tmp_path, minimal(user_prompt_library="my.json", init_lora="old.safetensors"))
+    assert main(["import-simpletuner", str(config), "-o", str(tmp_path / "w.json")]) == 0
+    (note,) = [node for node in read_json(tmp_path / "w.json")["nodes"] if node["type"] == "MarkdownNote"]
+    (text,) = note["widgets_values"]
+    assert "* **Validation Prompts: prompt_library** `my.json`: put the file into ComfyUI's input folder" in text
+    assert "* **LoRA Settings: start_from** `old.safetensors`: put the file into models/loras" in text
+
+
 def test_command_prints_every_key_and_takes_the_second_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_files(tmp_path / "a", {**QUICKSTART, "data_backend_config": "elsewhere.json"})
     backends = write_files(tmp_path / "b").parent / "multidatabackend.json"
