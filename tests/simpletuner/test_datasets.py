@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from lumina2_trainer.trainer_core.errors import TrainerError
-from lumina2_trainer.trainer_core.simpletuner.translate import IGNORED
+from lumina2_trainer.trainer_core.simpletuner.translate import IGNORED, MAPPED
 
 from .quickstart_files import PICTURES, TEXT_EMBEDS, minimal, translate_files
 
@@ -75,6 +75,13 @@ def test_entries_keep_their_order_and_share_the_sampling(tmp_path: Path) -> None
     datasets = read(tmp_path, FOLDER, TEXT_EMBEDS, dogs, data_backend_sampling="uniform", resolution=768).datasets
     assert [(dataset.folder, dataset.resolution) for dataset in datasets] == [("cats", 768), ("dogs", 512)]
     assert {dataset.sampling for dataset in datasets} == {"uniform"}
+
+
+def test_value_of_the_configuration_is_said_to_be_from_there(tmp_path: Path) -> None:
+    translation = read(tmp_path, FOLDER, resolution=700)
+    row = next(row for row in translation.rows if row.key == "resolution" and row.where.endswith(", a"))
+    assert (row.state, row.settings) == (MAPPED, {"dataset.resolution": 704})
+    assert row.note == "as config.json says; the nearest multiple of 64"
 
 
 @pytest.mark.parametrize(

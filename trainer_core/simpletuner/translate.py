@@ -197,10 +197,18 @@ def _read_backends(config: Options, shared: Mapping[str, Any]) -> tuple[tuple[Da
         elif kind_of(options) == "text_embeds":
             rows += apply_rules(TEXT_EMBEDS_KEYS, entry)
         else:
-            found = apply_rules(DATASET_KEYS, options)
+            found = [_with_source(row, config) for row in apply_rules(DATASET_KEYS, options)]
             datasets.append(_build_dataset(found, shared, options.where))
             rows += found
     return tuple(datasets), rows
+
+
+def _with_source(row: Row, config: Options) -> Row:
+    """The row of a key that the configuration gives in the place of the entry, which says so."""
+    if row.state != DEFAULT or row.key not in SHARED_WITH_CONFIG or row.key not in config.given:
+        return row
+    note = f"as {config.where} says"
+    return dataclasses.replace(row, state=MAPPED, note=f"{note}; {row.note}" if row.note else note)
 
 
 def _read_whole(options: Options, config: Options) -> Row | None:
