@@ -33,8 +33,9 @@ def _probability(options: Options, key: str) -> Outcome:
 
 
 def _probability_start(options: Options, key: str) -> Outcome:
-    note = "" if number(options, key) else f"0 means {CONSTANT} there"
-    return Outcome(values={"rollout.probability_start": _first_probability(options)}, note=note)
+    first = _first_probability(options)
+    note = "" if number(options, key) == first else f"0 means {CONSTANT} there"
+    return Outcome(values={"rollout.probability_start": first}, note=note)
 
 
 def _ramped(convert: Callable[[Options, str], Outcome]) -> Callable[[Options, str], Outcome]:
@@ -78,7 +79,12 @@ def _sampler(options: Options, key: str) -> Outcome:
 
 
 ROLLOUT_KEYS: Rules = {
-    OFFSET: to("rollout.max_step_offset", count, note="0 is no Rollout", default=0),
+    OFFSET: by(
+        lambda options, key: Outcome(values={"rollout.max_step_offset": count(options, key)}),
+        "rollout.max_step_offset",
+        note="0 is no Rollout",
+        default=0,
+    ),
     f"{PREFIX}strategy": to(
         "rollout.strategy",
         one_of({name: name for name in ("uniform", "biased_early", "biased_late")}),
