@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from lumina2_trainer.trainer_core.errors import TrainerError
-from lumina2_trainer.trainer_core.simpletuner.translate import IGNORED
+from lumina2_trainer.trainer_core.simpletuner.translate import IGNORED, MAPPED
 
 from .quickstart_files import PICTURES, TEXT_EMBEDS, minimal, translate_files
 
@@ -77,13 +77,22 @@ def test_entries_keep_their_order_and_share_the_sampling(tmp_path: Path) -> None
     assert {dataset.sampling for dataset in datasets} == {"uniform"}
 
 
+def test_value_of_the_configuration_is_said_to_be_from_there(tmp_path: Path) -> None:
+    translation = read(tmp_path, FOLDER, resolution=700)
+    row = next(row for row in translation.rows if row.key == "resolution" and row.where.endswith(", a"))
+    assert (row.state, row.settings) == (MAPPED, {"dataset.resolution": 704})
+    assert row.note == "as config.json says; the nearest multiple of 64"
+
+
 @pytest.mark.parametrize(
     ("entry", "reason"),
     [
         ({"disabled": True}, "disabled"),
         ({"type": "aws"}, "type aws"),
-        ({"dataset_type": "eval"}, "held-out"),
-        ({"dataset_type": "conditioning"}, "masks"),
+        ({"dataset_type": "image_embeds"}, "latents are cached"),
+        ({"dataset_type": "conditioning", "conditioning_type": "controlnet"}, "Lumina2 takes no others"),
+        ({"dataset_type": "conditioning", "conditioning_type": "mask"}, "no data backend with pictures names it"),
+        ({"dataset_type": "conditioning", "conditioning_type": "mask", "type": "aws"}, "type aws"),
     ],
 )
 def test_entry_that_is_no_folder_of_pictures_is_left_out(tmp_path: Path, entry: dict[str, Any], reason: str) -> None:

@@ -17,6 +17,7 @@ from lumina2_trainer.trainer_core.context import DEMO_DIR
 from PIL import Image
 
 from ..publish.hub_server import OWNER, HubServer
+from ..validation.tiny_clip import write_tiny_clip
 from .quickstart_files import LOKR, QUICKSTART, write_files
 
 TOKEN = "hf_OfTheQuickstart"
@@ -70,6 +71,7 @@ def test_quickstart_trains_validates_uploads_and_saves(tmp_path: Path, lora_type
         "Lumina2DatasetFolder.folder": pictures,
         "Lumina2TrainLoRA.steps": 2,
         "Lumina2Checkpoints.checkpoint_step_interval": 1,
+        "Lumina2ValidationPrompts.clip_model": write_tiny_clip(tmp_path / "clip"),
         **SMALL,
     }
     if lora_type == "lycoris":
@@ -98,11 +100,14 @@ def read_json_lines(path: Path) -> list[dict[str, Any]]:
 
 
 def check_run(run_dir: Path, log: list[dict[str, Any]]) -> None:
-    """Two finite steps at the quickstart's learning rate, and pictures of the weights and of their average."""
-    assert [line["step"] for line in log] == [1, 2]
-    assert all(0 < line["loss"] < 100 and line["learning_rate"] == 1e-4 for line in log)
+    """Two finite steps at the quickstart's learning rate, and scored pictures of the weights, their average and the
+    base."""
+    *steps, scored = log
+    assert [line["step"] for line in steps] == [1, 2]
+    assert all(0 < line["loss"] < 100 and line["learning_rate"] == 1e-4 for line in steps)
+    assert set(scored["clip_score"]) == {"live", "ema", "base"}
     samples = sorted(path.name for path in (run_dir / "samples" / "step-000002").glob("*.png"))
-    assert samples == ["00.png", "00_ema.png"]
+    assert samples == ["00.png", "00_base.png", "00_ema.png"]
     with Image.open(run_dir / "samples" / "step-000002" / "00.png") as picture:
         assert picture.size == (128, 128)
     assert (run_dir / "final" / "adapter_ema.safetensors").exists()

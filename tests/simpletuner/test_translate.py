@@ -56,6 +56,13 @@ QUICKSTART_SETTINGS = {
     "validation.height": 1024,
     "validation.seed": 42,
     "validation.every_num_steps": 50,
+    "validation.more_sizes": "",
+    "validation.guidance_rescale": 0.0,
+    "validation.prompt_library": "",
+    "validation.draw_unconditional": False,
+    "validation.draw_base": True,
+    "validation.clip_model": "openai/clip-vit-large-patch14",
+    "validation.held_out_share": 0.0,
     "tracking.report_to": "wandb",
     "tracking.project_name": "lumina2-training",
     "tracking.run_name": "lumina2-lora",
@@ -202,14 +209,14 @@ def test_file_that_is_no_configuration_is_refused(tmp_path: Path, content: str) 
 @pytest.mark.parametrize("kind", [{}, {"model_type": "full"}, {"lora_type": "lycoris"}], ids=str)
 def test_no_value_of_any_key_crashes(kind: dict[str, Any], value: Any) -> None:
     config = minimal(validation_prompt="x", push_to_hub=True, report_to="wandb", hub_model_id="a", loss_type="huber")
-    config |= kind
+    config |= {"scheduled_sampling_max_step_offset": 8, "scheduled_sampling_probability": 0.5} | kind
     cases = [({**config, key.replace("*", "x"): value}, PICTURES, LOKR) for key in CONFIG_KEYS]
     if not kind:
         cases += [(config, {**PICTURES, key.replace("*", "x"): value}, LOKR) for key in DATASET_KEYS]
     if "lora_type" in kind:
         cases += [(config, PICTURES, {**LOKR, key.replace("*", "x"): value}) for key in LYCORIS_KEYS]
     whole = read_parts(config, PICTURES, LOKR)
-    assert {"validation", "tracking", "hub"} <= set(whole.settings)
+    assert {"rollout", "validation", "tracking", "hub"} <= set(whole.settings)
     for changed, pictures, lycoris in cases:
         with contextlib.suppress(TrainerError):
             read_parts(changed, pictures, lycoris)
@@ -273,9 +280,25 @@ def test_longest_beginning_of_a_key_counts() -> None:
             {"peft_lora_target_modules": ["to_q", "to_k", "to_v", "to_out.0", "linear_1", "linear_2", "linear_3"]},
             {"lora.targets": "attention_mlp"},
         ),
+        ({"init_lora": "out/my.safetensors"}, {"lora.start_from": "my.safetensors"}),
+        ({"init_lora": "my.safetensors", "lora_init_type": "pissa"}, {"lora.init": "default"}),
         ({"lora_format": "diffusers"}, {"save.format": "both"}),
         ({"lora_format": "diffusers", "use_dora": True}, {"save.format": "comfyui"}),
-        ({"base_model_precision": "nf4-bnb"}, {"model.precision": "int8"}),
+        *(
+            ({"base_model_precision": name}, {"model.precision": "nf4"})
+            for name in (
+                "nf4-bnb",
+                "int4-quanto",
+                "int2-quanto",
+                "int8dq-int4-torchao",
+                "fp8-int4-torchao",
+                "sdnq-uint3",
+            )
+        ),
+        ({"base_model_precision": "int6-sdnq"}, {"model.precision": "int8"}),
+        ({"base_model_precision": "int8dq-torchao"}, {"model.precision": "int8"}),
+        ({"base_model_precision": "fp8-torchao"}, {"model.precision": "fp8"}),
+        ({"base_model_precision": "nf4-bnb", "model_type": "full"}, {"model.precision": "bf16"}),
         ({"mixed_precision": "no"}, {"model.precision": "fp32"}),
         ({"model_flavour": "neta-lumina"}, {"embeds.system_prompt": "anime"}),
         ({"pretrained_model_name_or_path": "/models/base.safetensors"}, {"model.base": "/models/base.safetensors"}),
@@ -316,6 +339,13 @@ def test_lokr_of_the_lycoris_file(tmp_path: Path) -> None:
     assert settings_of(translation, "train.alpha") == 1.0
     assert "lora" not in translation.settings
     assert {row.key for row in translation.rows if row.where == "lycoris_config.json"} >= set(LOKR)
+
+
+def test_lycoris_adapter_starts_from_a_file_too(tmp_path: Path) -> None:
+    config = minimal(lora_type="lycoris", init_lora="/out/my.safetensors")
+    translation = translate_files(tmp_path, config, lycoris=LOKR)
+    assert translation.settings["lycoris"].start_from == "my.safetensors"
+    assert "models/loras" in state_of(translation, "init_lora")[1]
 
 
 @pytest.mark.parametrize("algo", ["lora", "locon", "loha", "lokr", "dylora", "glora", "full", "diag-oft", "boft"])

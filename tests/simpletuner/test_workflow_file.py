@@ -27,6 +27,9 @@ CASES: dict[str, dict[str, Any]] = {
     "minimal": {"config": minimal()},
     "lycoris": {"config": {**QUICKSTART, "lora_type": "lycoris"}, "lycoris": LOKR},
     "full": {"config": {**QUICKSTART, "model_type": "full"}},
+    "rollout": {
+        "config": minimal(scheduled_sampling_max_step_offset=8, scheduled_sampling_ramp_steps=100),
+    },
     "three_folders": {"backends": [PICTURES, TEXT_EMBEDS, MORE_PICTURES, {**MORE_PICTURES, "id": "third"}]},
 }
 
@@ -96,6 +99,7 @@ def test_required_sockets_are_linked_and_datasets_are_a_chain(imported: tuple[Pa
                 "Lumina2LoRASettings": "adapter_settings",
                 "Lumina2LyCORISSettings": "adapter_settings",
                 "Lumina2ValidationPrompts": "validation",
+                "Lumina2Rollout": "rollout",
                 "Lumina2Tracking": "tracking",
                 "Lumina2HubUpload": "hub",
             }
@@ -119,12 +123,21 @@ def test_nodes_lie_apart_and_within_their_groups(imported: tuple[Path, Path]) ->
 
 
 def test_note_names_what_is_not_used(tmp_path: Path) -> None:
-    config = write_files(tmp_path, minimal(lora_rnak=8, evaluation_type="clip"))
+    config = write_files(tmp_path, minimal(lora_rnak=8, snr_gamma=5))
     assert main(["import-simpletuner", str(config), "-o", str(tmp_path / "w.json")]) == 0
     (note,) = [node for node in read_json(tmp_path / "w.json")["nodes"] if node["type"] == "MarkdownNote"]
     (text,) = note["widgets_values"]
     assert "* `lora_rnak` 8: not known" in text
-    assert "* `evaluation_type` clip: scoring pictures by CLIP" in text
+    assert "* `snr_gamma` 5: flow matching does not use it" in text
+
+
+def test_note_names_what_needs_a_look(tmp_path: Path) -> None:
+    config = write_files(tmp_path, minimal(user_prompt_library="my.json", init_lora="old.safetensors"))
+    assert main(["import-simpletuner", str(config), "-o", str(tmp_path / "w.json")]) == 0
+    (note,) = [node for node in read_json(tmp_path / "w.json")["nodes"] if node["type"] == "MarkdownNote"]
+    (text,) = note["widgets_values"]
+    assert "* **Validation Prompts: prompt_library** `my.json`: put the file into ComfyUI's input folder" in text
+    assert "* **LoRA Settings: start_from** `old.safetensors`: put the file into models/loras" in text
 
 
 def test_command_prints_every_key_and_takes_the_second_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -62,6 +62,8 @@ def _alpha(options: Options, key: str) -> Outcome:
 def _init(options: Options, key: str) -> Outcome:
     names = {"default": "default", "true": "default", "gaussian": "gaussian", "pissa": "pissa", "olora": "olora"}
     chosen = one_of({**names, "loftq": ""})(options, key)
+    if text(options, "init_lora"):
+        return Outcome(note="init_lora brings its own values")
     if not chosen:
         return Outcome(values={"lora.init": "default"}, note="loftq is not offered")
     return Outcome(values={"lora.init": chosen})
@@ -73,10 +75,16 @@ def _dropout(options: Options, key: str) -> Outcome:
 
 def _start_from(options: Options, key: str) -> Outcome:
     value = text(options, key)
+    if is_full(options):
+        return Outcome(note="model_type is full, there is no adapter")
     if not value:
         return Outcome(note="empty")
     name = PurePosixPath(value.replace("\\", "/")).name
-    return Outcome(values={"lora.start_from": name}, note="put the file into models/loras")
+    if is_lycoris(options):
+        note = "put the file into models/loras; it must have ComfyUI's names"
+        return Outcome(values={"lycoris.start_from": name}, note=note)
+    note = "put the file into models/loras; q, k and v are one matrix here, so three times its rank is needed for them"
+    return Outcome(values={"lora.start_from": name}, note=note)
 
 
 def _targets(options: Options, key: str) -> Outcome:
@@ -131,7 +139,7 @@ LORA_KEYS: Rules = {
     "peft_lora_target_modules": by(
         _lora(_targets), "lora.targets", "lora.target_pattern", note="attention if not written", default=None
     ),
-    "init_lora": by(_lora(_start_from), "lora.start_from", note="the file's name in models/loras"),
+    "init_lora": by(_start_from, "lora.start_from", "lycoris.start_from", note="the file's name in models/loras"),
     "init_lora_step": ignored("the schedule starts with the run"),
     "init_lora_ema": ignored("the average starts with the run"),
     "lora_format": by(_format, "save.format", note="diffusers becomes both, so that ComfyUI can load the result"),

@@ -14,6 +14,7 @@ SHARED_WITH_CONFIG = (
     "instance_prompt",
     "prepend_instance_prompt",
     "only_instance_prompt",
+    "masked_loss_probability",
 )
 """Keys of the configuration that hold for every backend which does not have them."""
 TEXT_EMBEDS_KEYS: Rules = {
@@ -35,6 +36,7 @@ DATASET_CONFIG_KEYS: Rules = {
         default="auto-weighting",
     ),
     **dict.fromkeys(SHARED_WITH_CONFIG, together("dataset", "for every data backend that does not say its own")),
+    "masked_loss_probability": together("dataset", "for every data backend with masks of type segmentation"),
     "vae_batch_size": to("latents.batch_size", whole),
     "text_encoder_batch_size": to("embeds.batch_size", whole),
     "write_batch_size": ignored("entries of the caches are written by threads while the encoder works"),

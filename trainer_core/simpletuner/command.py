@@ -8,10 +8,20 @@ from ..canvas_file import Graph, graph_content
 from ..errors import TrainerError
 from ..files import write_json_atomically
 from .read import LYCORIS_CONFIG, find_beside, read_backends, read_config, read_lycoris
-from .report import report_text, shown
+from .report import report_text, shown, title
 from .rules import Options
 from .run_keys import is_lycoris
 from .translate import IGNORED, UNKNOWN, Backends, Translation, translate
+
+LOOKED_AT = (
+    "lora.start_from",
+    "lycoris.start_from",
+    "dataset.mask_folder",
+    "validation.prompt_library",
+    "validation.clip_model",
+    "validation.held_out_share",
+)
+"""Settings that need a file in its place, or mean something else than the key did: the note on the canvas says so."""
 
 
 def import_simpletuner(config_path: Path, backends_path: Path | None, output_path: Path) -> str:
@@ -62,9 +72,15 @@ def read_me_text(name: str, translation: Translation) -> str:
         " `lumina2_datasets` in `extra_model_paths.yaml`.",
         "3. Press **Run**. **Cancel** keeps the work; **Run** again resumes it.",
         "",
-        "## Keys that are not used here",
-        "",
     ]
+    needs = [
+        f"* **{title(target, translation.is_full)}** `{shown(value)}`: {row.note}"
+        for row in translation.rows
+        for target, value in row.settings.items()
+        if target in LOOKED_AT and row.note
+    ]
+    lines += ["## To look at", "", *needs, ""] if needs else []
+    lines += ["## Keys that are not used here", ""]
     for row in translation.rows:
         if row.state in (IGNORED, UNKNOWN):
             reason = row.note or "not known: check the spelling"

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..data.buckets import GRID
+from .mask_keys import MASK_KEYS
 from .rules import Options, Outcome, Rules, by, flag, ignored, lines, number, one_of, text, to, together, whole
 
 TABLES = {"parquet": "parquet", "csv": "csv", "jsonl": "jsonl"}
@@ -226,8 +227,7 @@ DATASET_KEYS: Rules = {
     "skip_file_discovery": ignored("looking for new files takes seconds"),
     "preserve_data_backend_cache": ignored("entries of the cache are never deleted"),
     "compress_disk_cache": ignored("entries are safetensors in bf16 or float32"),
-    "conditioning_data": ignored("masks and conditioning pictures are not mapped yet"),
-    "conditioning_type": ignored("masks and conditioning pictures are not mapped yet"),
+    **MASK_KEYS,
     "caption_filter_list": ignored("captions are trained as they are written: change the files"),
     "minimum_aspect_ratio": ignored("pictures of every shape are trained, cropped to at most 4:1"),
     "maximum_aspect_ratio": ignored("pictures of every shape are trained, cropped to at most 4:1"),

@@ -129,11 +129,9 @@ NOISE_KEYS: Rules = {
         ),
         "noise.input_perturbation_steps",
     ),
-    "masked_loss_probability": ignored("masked loss is not mapped yet"),
     **dict.fromkeys(
         ("snr_gamma", "offset_noise", "noise_offset*", "timestep_bias_*", "use_soft_min_snr", "snr_weight"),
         ignored("flow matching does not use it, there or here"),
     ),
     "mixflow_*": ignored("MixFlow is not offered"),
-    "scheduled_sampling_*": ignored("scheduled sampling (rollout) is not mapped yet"),
 }

@@ -23,6 +23,8 @@ class Options:
     """As written, without leading dashes."""
     defaults: Mapping[str, Any] = field(default_factory=dict)
     """SimpleTuner's values of keys that are not written."""
+    backends: tuple[Options, ...] = ()
+    """All entries of the data backend file, for keys that depend on them."""
 
     def get(self, key: str) -> Any:
         """The value of a key, or its default, or None."""

@@ -46,8 +46,13 @@ EIGHT_BIT = {
     "fp8-sdnq": "fp8",
     "sdnq-fp8": "fp8",
 }
-FEWER_BITS = ("nf4-bnb", "int4", "int2", "uint4", "uint3", "uint2", "int5", "uint5", "int6", "int8dq-int4", "fp8-int4")
-"""How names of precisions below 8 bits begin, after "sdnq-"."""
+FEWER_BITS: dict[str, tuple[str, str]] = {
+    "nf4": ("nf4", ""),
+    **dict.fromkeys(("int4", "uint4", "int8dq-int4", "fp8-int4"), ("nf4", "4 bits are always nf4 here")),
+    **dict.fromkeys(("int2", "uint2", "int3", "uint3"), ("nf4", "4 bits are the fewest here")),
+    **dict.fromkeys(("int5", "uint5", "int6", "uint6"), ("int8", "8 bits are the next here that lose no more")),
+}
+"""By how names of precisions below 8 bits begin, after "sdnq-": ours, and in what it differs."""
 SELF_AVERAGING = "adamw_schedulefree"
 
 
@@ -130,11 +135,11 @@ def _precision(options: Options, key: str) -> Outcome:
         )
     if name in EIGHT_BIT:
         return Outcome(values={"model.precision": EIGHT_BIT[name]})
-    if name.removeprefix("sdnq-").startswith(FEWER_BITS):
-        return Outcome(
-            values={"model.precision": "int8"}, note="below 8 bits is not mapped yet, so int8 is taken in its place"
-        )
-    if name.removeprefix("sdnq-").startswith(("int16", "uint16", "fp16")):
+    plain = name.removeprefix("sdnq-")
+    few = next((few for beginning, few in FEWER_BITS.items() if plain.startswith(beginning)), None)
+    if few:
+        return Outcome(values={"model.precision": few[0]}, note=few[1])
+    if plain.startswith(("int16", "uint16", "fp16")):
         return Outcome(values={"model.precision": "bf16"}, note="16 bits are bf16 here")
     raise options.error(key, "no_change or a precision such as int8-torchao or fp8-torchao")
 
@@ -228,7 +233,7 @@ RUN_KEYS: Rules = {
     "base_model_precision": by(
         _precision,
         "model.precision",
-        note="8 bits of any kind are int8 or fp8; fewer bits are not mapped yet and become int8",
+        note="8 bits of any kind are int8 or fp8, 4 and fewer are nf4",
         default="no_change",
     ),
     "mixed_precision": by(_mixed_precision, "model", note="read together with base_model_precision", default="bf16"),

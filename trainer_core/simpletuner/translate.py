@@ -12,18 +12,23 @@ from ..data.folder import DatasetFolderSettings
 from ..errors import TrainerError
 from ..node_steps import NODE_STEPS
 from .adapter_keys import LORA_KEYS, LYCORIS_KEYS
+from .backends import is_folder, kind_of, place_of, read_entries
 from .cache_keys import DATASET_CONFIG_KEYS, SHARED_WITH_CONFIG, TEXT_EMBEDS_KEYS
 from .dataset_keys import DATASET_KEYS
 from .learning_keys import LEARNING_KEYS
-from .look_keys import OTHER_KEYS, SHARING_KEYS, VALIDATION_KEYS, has_prompts
+from .mask_keys import CONDITIONING, is_mask_in_use, why_unusable
 from .noise_keys import NOISE_KEYS
-from .rules import Options, Rules, defaults_of, find_rule, flag, text
+from .rollout_keys import ROLLOUT_KEYS, why_not_rolled
+from .rules import Options, Rules, defaults_of, find_rule, flag
 from .run_keys import RUN_KEYS, is_full, is_lycoris
+from .sharing_keys import OTHER_KEYS, SHARING_KEYS
+from .validation_keys import HELD_OUT_SHARE, NO_PICTURES, VALIDATION_KEYS, has_prompts, measures_held_out
 
 CONFIG_TOPICS: Mapping[str, Rules] = {
     "The run": RUN_KEYS,
     "Optimizer and learning rate": LEARNING_KEYS,
     "Noise levels and loss": NOISE_KEYS,
+    "Scheduled sampling": ROLLOUT_KEYS,
     "LoRA": LORA_KEYS,
     "Data and caches": DATASET_CONFIG_KEYS,
     "Validation": VALIDATION_KEYS,
@@ -34,7 +39,17 @@ CONFIG_KEYS: Rules = {key: rule for rules in CONFIG_TOPICS.values() for key, rul
 REQUIRED = ("model_family", "model_type")
 """Keys of the configuration that must be written."""
 ALWAYS = ("model", "latents", "embeds", "optimizer", "noise", "checkpoints", "train", "save")
+OPTIONAL = ("lora", "lycoris", "rollout", "validation", "tracking", "hub")
+"""Parts that a configuration may do without, see `_parts_left_out`."""
 
+KINDS = {
+    "image": "",
+    "eval": "left out: eval_loss_disable is on",
+    "conditioning": "left out: conditioning_data of no data backend with pictures names it, or names another before it",
+    "image_embeds": "left out: latents are cached in output/lumina2_trainer/cache",
+    "text_embeds": "",
+}
+"""Values of dataset_type, and why entries of each are left out, if they are."""
 MAPPED, DEFAULT, IGNORED, UNKNOWN = "mapped", "default", "ignored", "not known"
 
 
@@ -85,7 +100,8 @@ def translate(config: Options, backends: Backends, lycoris: Options | None) -> T
         TrainerError: A value cannot be read or is out of range, a key that must be there is missing, or no backend
             has pictures in a folder.
     """
-    config = dataclasses.replace(config, defaults=defaults_of(CONFIG_KEYS))
+    entries = read_entries(backends.where, backends.entries)
+    config = dataclasses.replace(config, defaults=defaults_of(CONFIG_KEYS), backends=entries)
     for key in REQUIRED:
         CONFIG_KEYS[key].convert(config, key)
     rows = apply_rules(CONFIG_KEYS, config)
@@ -94,10 +110,15 @@ def translate(config: Options, backends: Backends, lycoris: Options | None) -> T
     off = _parts_left_out(config, rows)
     rows = [_without_parts(row, off) for row in rows if row.state != DEFAULT or not _is_off(row, off)]
     shared = {name: value for row in rows for name, value in row.settings.items() if name.startswith("dataset.")}
-    datasets, data_rows = _read_backends(config, backends, shared)
-    parts = [*ALWAYS, *(part for part in ("lora", "lycoris", "validation", "tracking", "hub") if part not in off)]
+    datasets, data_rows = _read_backends(config, shared)
+    if not datasets:
+        raise TrainerError(
+            f"{backends.where}: no entry with pictures in a folder of this machine is left: add one with type local"
+        )
+    rows += data_rows
+    parts = [*ALWAYS, *(part for part in OPTIONAL if part not in off)]
     settings = {part: _build(part, rows, is_full(config)) for part in parts}
-    return Translation(settings=settings, datasets=datasets, rows=(*rows, *data_rows), is_full=is_full(config))
+    return Translation(settings=settings, datasets=datasets, rows=tuple(rows), is_full=is_full(config))
 
 
 def apply_rules(rules: Rules, options: Options) -> list[Row]:
@@ -140,8 +161,10 @@ def _parts_left_out(config: Options, rows: Sequence[Row]) -> dict[str, str]:
         off["lora"] = "lora_type is lycoris"
     else:
         off["lycoris"] = "lora_type is standard"
-    if not has_prompts(config):
-        off["validation"] = "no validation pictures are asked for"
+    if why_not_rolled(config):
+        off["rollout"] = why_not_rolled(config)
+    if not has_prompts(config) and not measures_held_out(config):
+        off["validation"] = NO_PICTURES
     if not any("tracking.report_to" in row.settings for row in rows):
         off["tracking"] = "report_to names no tracker that is offered"
     if not flag(config, "push_to_hub"):
@@ -162,54 +185,52 @@ def _without_parts(row: Row, off: Mapping[str, str]) -> Row:
     return dataclasses.replace(row, settings={}, state=IGNORED, note=off[part])
 
 
-def _read_backends(
-    config: Options, backends: Backends, shared: Mapping[str, Any]
-) -> tuple[tuple[DatasetFolderSettings, ...], list[Row]]:
+def _read_backends(config: Options, shared: Mapping[str, Any]) -> tuple[tuple[DatasetFolderSettings, ...], list[Row]]:
     datasets: list[DatasetFolderSettings] = []
     rows: list[Row] = []
     defaults = {**defaults_of(DATASET_KEYS), **{k: config.given[k] for k in SHARED_WITH_CONFIG if k in config.given}}
-    for number, entry in enumerate(backends.entries, start=1):
-        name = text(Options(where=f"{backends.where}, entry {number}", given=entry), "id") or f"entry {number}"
-        options = Options(where=f"{backends.where}, {name}", given=entry, defaults=defaults)
-        reason = _why_left_out(options)
-        if reason:
-            keys = ", ".join(entry)
-            rows.append(Row(where=options.where, key=keys, value="", state=IGNORED, note=reason))
-        elif _kind(options) == "text_embeds":
-            rows += apply_rules(TEXT_EMBEDS_KEYS, dataclasses.replace(options, defaults={}))
+    for entry in config.backends:
+        options = dataclasses.replace(entry, defaults=defaults, backends=config.backends)
+        as_a_whole = _read_whole(options, config)
+        if as_a_whole is not None:
+            rows.append(as_a_whole)
+        elif kind_of(options) == "text_embeds":
+            rows += apply_rules(TEXT_EMBEDS_KEYS, entry)
         else:
-            found = apply_rules(DATASET_KEYS, options)
+            found = [_with_source(row, config) for row in apply_rules(DATASET_KEYS, options)]
             datasets.append(_build_dataset(found, shared, options.where))
             rows += found
-    if not datasets:
-        raise TrainerError(
-            f"{backends.where}: no entry with pictures in a folder of this machine is left: add one with type local"
-        )
     return tuple(datasets), rows
 
 
-def _kind(options: Options) -> str:
-    return text(options, "dataset_type").strip().lower() or "image"
+def _with_source(row: Row, config: Options) -> Row:
+    """The row of a key that the configuration gives in the place of the entry, which says so."""
+    if row.state != DEFAULT or row.key not in SHARED_WITH_CONFIG or row.key not in config.given:
+        return row
+    note = f"as {config.where} says"
+    return dataclasses.replace(row, state=MAPPED, note=f"{note}; {row.note}" if row.note else note)
 
 
-def _why_left_out(options: Options) -> str:
-    kind = _kind(options)
-    if kind == "text_embeds":
-        return ""
-    if flag(options, "disabled"):
-        return "left out: it is disabled"
-    reasons = {
-        "image": "",
-        "eval": "left out: loss on held-out pictures is not mapped yet",
-        "conditioning": "left out: masks and conditioning pictures are not mapped yet",
-        "image_embeds": "left out: latents are cached in output/lumina2_trainer/cache",
-    }
-    if kind not in reasons:
-        raise options.error("dataset_type", f"one of {', '.join(reasons)}, text_embeds")
-    place = text(options, "type").strip().lower() or "local"
-    if not reasons[kind] and place != "local":
-        return f"left out: it is of type {place}, and pictures are read from folders: copy them into one, type local"
-    return reasons[kind]
+def _read_whole(options: Options, config: Options) -> Row | None:
+    """One row for an entry whose keys count together; None if each key has its own."""
+    row = Row(where=options.where, key=", ".join(options.given), value="", state=IGNORED)
+    kind = kind_of(options)
+    if kind != "text_embeds" and flag(options, "disabled"):
+        return dataclasses.replace(row, note="left out: it is disabled")
+    if kind not in KINDS:
+        raise options.error("dataset_type", f"one of {', '.join(KINDS)}")
+    if kind == "eval" and measures_held_out(config):
+        note = "a tenth of the pictures to train on is kept out and measured in its place; its own are not read"
+        return dataclasses.replace(row, state=MAPPED, settings={"validation.held_out_share": HELD_OUT_SHARE}, note=note)
+    if kind == CONDITIONING and is_mask_in_use(options, config.backends):
+        note = "its folder is mask_folder of those that name it in conditioning_data"
+        return dataclasses.replace(row, state=MAPPED, settings={"dataset": ""}, note=note)
+    if kind == CONDITIONING and why_unusable(options):
+        return dataclasses.replace(row, note=f"left out: {why_unusable(options)}")
+    if kind == "image" and not is_folder(options):
+        why = f"it is of type {place_of(options)}, and pictures are read from folders"
+        return dataclasses.replace(row, note=f"left out: {why}: copy them into one, type local")
+    return dataclasses.replace(row, note=KINDS[kind]) if KINDS[kind] else None
 
 
 def _build_dataset(rows: Sequence[Row], shared: Mapping[str, Any], where: str) -> DatasetFolderSettings:
