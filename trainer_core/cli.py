@@ -12,7 +12,7 @@ from .errors import StopTraining, TrainerError
 
 EXIT_STOPPED = 130
 """As a shell reports a program ended by Ctrl-C."""
-PATH_INPUTS = (".folder", ".base", ".text_encoder", ".vae")
+PATH_INPUTS = (".folder", ".mask_folder", ".prompt_library", ".base", ".text_encoder", ".vae", ".clip_model")
 """Inputs whose values, typed on the command line, are allowed paths."""
 
 
@@ -96,7 +96,7 @@ def _run_workflow(options: argparse.Namespace) -> None:
             device=options.device,
             roots=options.root,
             models=options.models,
-            trusted=[value for target, value in assignments.items() if target.endswith(PATH_INPUTS)],
+            trusted=[value for target, value in assignments.items() if value and target.endswith(PATH_INPUTS)],
             emit=ConsoleReporter(),
             should_stop=should_stop,
             workflow=options.workflow.read_text(encoding="utf-8"),
