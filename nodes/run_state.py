@@ -13,6 +13,7 @@ from PIL import Image
 
 from ..trainer_core.job import RESERVED_RUN_NAMES
 from ..trainer_core.run_folder import RunFolder, is_step, step_of
+from ..trainer_core.weight_names import BASE, LIVE
 
 MAX_CURVE_POINTS = 500
 NUM_RECENT_STEPS = 20
@@ -72,6 +73,7 @@ def read_state(
         "losses": _thin_out([[record["step"], record["loss"]] for record in records]),
         "curves": {name: _thin_out([[r["step"], r[name]] for r in records if name in r]) for name in CURVES},
         "loss_by_bin": _mean_by_bin(records[-NUM_BIN_STEPS:]),
+        "held_out": [[line.step, line.loss] for line in run.held_out_log.read() if line.weights in (BASE, LIVE)],
         "validation": {"step": latest["step"], "images": latest["images"]},
         "validations": validations,
     }

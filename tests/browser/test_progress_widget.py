@@ -35,7 +35,7 @@ def panel_state(frontend: Frontend) -> dict:
         """() => {
             const panel = document.querySelector(".lumina2-progress")
             const facts = {}
-            for (const value of panel.querySelectorAll("[data-fact]")) facts[value.dataset.fact] = value.textContent
+            for (const value of panel.querySelectorAll("[data-fact]:not([hidden])")) facts[value.dataset.fact] = value.textContent
             return {
                 status: panel.dataset.status, step: Number(panel.dataset.step), facts,
                 text: panel.querySelector(".lumina2-status").textContent,
@@ -141,6 +141,22 @@ def test_charts_are_chosen_by_tabs(open_page: Callable[..., Frontend], server: H
                 points = shown.locator(".lumina2-curve-mean").get_attribute("points") or ""
                 assert len(points.split()) == 6
         assert frontend.errors == []
+
+
+def test_held_out_loss_is_drawn_beside_the_loss(open_page: Callable[..., Frontend], server: HostServer) -> None:
+    prompt = training_prompt(run_name="held_out", steps=4)
+    prompt["prompts"]["inputs"] |= {"held_out_share": 0.4, "held_out_step_interval": 2}
+    frontend = open_page(settings=CLASSIC)
+    load_prompt(frontend, prompt)
+    frontend.queue()
+    live = wait_for(frontend, lambda state: state["status"] == "finished")
+    assert "(Step 4)" in live["facts"]["heldOut"]
+    frontend.load_workflow(frontend.to_workflow())
+    again = wait_for(frontend, lambda state: state["status"] == "finished")
+    assert again["facts"]["heldOut"] == live["facts"]["heldOut"]
+    other = frontend.page.locator(f"{PANEL} .lumina2-curve-other").first
+    assert len((other.get_attribute("points") or "").split()) == 3  # the base, steps 2 and 4
+    assert frontend.errors == []
 
 
 def test_gallery_goes_back_and_compares(open_page: Callable[..., Frontend], server: HostServer) -> None:

@@ -54,6 +54,16 @@ def test_curves_and_noise_levels_are_read_from_the_log(tmp_path: Path) -> None:
     assert state["loss_by_bin"] == {"0": 3.0, "1": 3.0}  # (2 + 4) / 2 and (1 + 3 + 5) / 3
 
 
+def test_held_out_losses_begin_with_the_base(tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "a", 5)
+    lines = [(0, "base", 0.5), (2, "live", 0.4), (2, "ema", 0.1), (4, "live", 0.3)]
+    text = "\n".join(json.dumps({"step": s, "weights": w, "losses": {"a": x, "b": x}}) for s, w, x in lines)
+    (folder / "held_out.jsonl").write_text(text, "utf-8")
+    state = read_state(folder, None, view_of)
+    assert state is not None
+    assert state["held_out"] == [[0, 0.5], [2, 0.4], [4, 0.3]]
+
+
 def test_every_validation_is_listed_with_its_prompts(tmp_path: Path) -> None:
     folder = write_run(tmp_path / "a", 7)
     for step, names in (

@@ -69,7 +69,11 @@ export class ChartTabs {
   /** Draw the chart that is shown. */
   draw(view) {
     this.view = view;
-    if (this.selected === "byNoise") this.charts.byNoise.draw(view.lossByBin);
-    else this.charts[this.selected].draw(view.curves[this.selected], view.total, this.words[this.selected]);
+    if (this.selected === "byNoise") {
+      this.charts.byNoise.draw(view.lossByBin);
+      return;
+    }
+    const others = this.selected === "loss" ? view.heldOut : [];
+    this.charts[this.selected].draw(view.curves[this.selected], view.total, this.words[this.selected], others);
   }
 }

@@ -22,6 +22,7 @@ export class LineChart {
     this.element.append(this.svg, this.highest, this.lowest);
     this.steps = this.#addLine(isSmoothed ? "lumina2-curve-steps" : "lumina2-curve-mean");
     this.mean = isSmoothed ? this.#addLine("lumina2-curve-mean") : null;
+    this.other = this.#addLine("lumina2-curve-other");
   }
 
   #addLine(className) {
@@ -37,10 +38,11 @@ export class LineChart {
    * @param {[number, number][]} points Step and value, in the order of the steps.
    * @param {number} total Steps of the run: the right edge.
    * @param {string} label What a screen reader says.
+   * @param {[number, number][]} others Another curve on the same scale, such as the held-out loss.
    */
-  draw(points, total, label) {
+  draw(points, total, label, others = []) {
     this.svg.setAttribute("aria-label", label);
-    const values = points.map((point) => point[1]);
+    const values = [...points, ...others].map((point) => point[1]);
     const low = Math.min(...values);
     const high = Math.max(...values);
     const range = high - low || 1;
@@ -48,12 +50,13 @@ export class LineChart {
     this.lowest.textContent = low === high ? "" : formatNumber(low);
     const right = Math.max(total, points.length ? points[points.length - 1][0] : 1, 2);
     const place = ([step, value]) => {
-      const x = ((step - 1) / (right - 1)) * WIDTH;
+      const x = ((Math.max(step, 1) - 1) / (right - 1)) * WIDTH;
       const y = HEIGHT - 4 - ((value - low) / range) * (HEIGHT - 8);
       return `${x.toFixed(1)},${y.toFixed(1)}`;
     };
     this.steps.setAttribute("points", points.map(place).join(" "));
     this.mean?.setAttribute("points", runningMean(points).map(place).join(" "));
+    this.other.setAttribute("points", others.map(place).join(" "));
   }
 }
 

@@ -6,6 +6,7 @@ import { Gallery } from "./gallery.js";
 
 const ACTIONS = ["stop", "save", "validate"];
 const FACTS = ["loss", "learningRate", "secondsPerStep", "timeLeft", "gradNorm", "memory"];
+const HELD_OUT = "heldOut";
 
 /** Elements of one widget; `onAction` is called with "stop", "save" or "validate". */
 export class ProgressPanel {
@@ -25,7 +26,7 @@ export class ProgressPanel {
     this.bar.append(this.fill);
     this.charts = new ChartTabs(strings);
     this.facts = make("div", "lumina2-facts");
-    this.values = Object.fromEntries(FACTS.map((name) => [name, this.#addFact(name)]));
+    this.values = Object.fromEntries([...FACTS, HELD_OUT].map((name) => [name, this.#addFact(name)]));
     this.plan = make("div", "lumina2-caption");
     this.gallery = new Gallery({ strings, pictureUrl });
     this.buttons = make("div", "lumina2-buttons");
@@ -79,6 +80,9 @@ export class ProgressPanel {
     this.values.timeLeft.textContent = view.status === "running" ? formatSeconds(view.etaSeconds) : "";
     this.values.gradNorm.textContent = formatNumber(view.gradNorm);
     this.values.memory.textContent = Number.isFinite(view.memory) ? `${view.memory.toFixed(1)} GiB` : "";
+    const measured = view.heldOut.at(-1);
+    this.values.heldOut.textContent = measured ? `${formatNumber(measured[1])} (${words.step} ${measured[0]})` : "";
+    for (const part of [this.values.heldOut, this.values.heldOut.previousSibling]) part.hidden = !measured;
     this.plan.textContent = view.memoryPlan;
     this.gallery.show(view.validations);
     for (const button of this.actions) button.disabled = view.status !== "running";

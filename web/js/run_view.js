@@ -22,6 +22,7 @@ export function emptyView() {
     memoryPlan: "",
     curves: { loss: [], learningRate: [], gradNorm: [], memory: [] },
     lossByBin: {},
+    heldOut: [],
     validations: [],
   };
 }
@@ -50,6 +51,7 @@ export function viewFromState(state) {
       memory: state.curves?.peak_memory_gib ?? [],
     },
     lossByBin: state.loss_by_bin ?? {},
+    heldOut: state.held_out ?? [],
     validations: state.validations ?? [],
   };
 }
@@ -86,6 +88,10 @@ const EVENTS = {
   },
   notice(view, detail) {
     return { ...view, status: "running", message: "", notice: { level: detail.level, message: detail.message } };
+  },
+  held_out(view, detail) {
+    if (detail.weights !== "live") return view;
+    return { ...view, heldOut: addPoint(view.heldOut, detail.step, detail.loss) };
   },
   validation(view, detail) {
     const { step, images, prompts } = detail;

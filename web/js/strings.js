@@ -30,6 +30,7 @@ const STRINGS = {
     picture: "picture",
     close: "Close",
     swipe: "Compare with the first pictures",
+    heldOut: "Held-out loss",
   },
   zh: {
     idle: "尚未训练",
@@ -60,6 +61,7 @@ const STRINGS = {
     picture: "图像",
     close: "关闭",
     swipe: "与最早的图像比较",
+    heldOut: "留出损失",
   },
   ja: {
     idle: "まだ学習していません",
@@ -90,6 +92,7 @@ const STRINGS = {
     picture: "画像",
     close: "閉じる",
     swipe: "最初の画像と比較",
+    heldOut: "保留データの損失",
   },
   hi: {
     idle: "अभी प्रशिक्षण नहीं हुआ",
@@ -120,6 +123,7 @@ const STRINGS = {
     picture: "चित्र",
     close: "बंद करें",
     swipe: "पहले चित्रों से तुलना",
+    heldOut: "अलग रखे चित्रों की हानि",
   },
 };
 

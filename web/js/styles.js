@@ -42,9 +42,11 @@ const CSS = `
 .lumina2-curve polyline { fill: none; stroke: var(--p-primary-color, #4a90d9); }
 .lumina2-curve-steps { stroke-width: 1px; opacity: 0.35; }
 .lumina2-curve-mean { stroke-width: 2px; }
+.lumina2-curve .lumina2-curve-other { stroke: var(--p-orange-400, #f0a050); stroke-width: 2px; }
 .lumina2-facts { display: grid; grid-template-columns: auto 1fr auto 1fr; gap: 2px 8px; flex: none; }
 .lumina2-progress :focus-visible, .lumina2-viewer :focus-visible { outline: 2px solid var(--p-primary-color, #4a90d9); }
 .lumina2-label, .lumina2-caption { color: var(--descrip-text, #999); }
+[data-fact="heldOut"] { color: var(--p-orange-400, #f0a050); }
 .lumina2-value { font-variant-numeric: tabular-nums; }
 .lumina2-gallery { display: grid; grid-auto-rows: minmax(64px, 1fr); gap: 4px; flex: 1 0 72px; min-height: 72px; }
 .lumina2-picture { width: 100%; height: 100%; min-height: 0; border-radius: 4px; object-fit: contain; }
