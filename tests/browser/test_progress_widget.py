@@ -35,7 +35,8 @@ def panel_state(frontend: Frontend) -> dict:
         """() => {
             const panel = document.querySelector(".lumina2-progress")
             const facts = {}
-            for (const value of panel.querySelectorAll("[data-fact]:not([hidden])")) facts[value.dataset.fact] = value.textContent
+            const shown = panel.querySelectorAll("[data-fact]:not([hidden])")
+            for (const value of shown) facts[value.dataset.fact] = value.textContent
             return {
                 status: panel.dataset.status, step: Number(panel.dataset.step), facts,
                 text: panel.querySelector(".lumina2-status").textContent,
