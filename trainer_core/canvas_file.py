@@ -150,9 +150,9 @@ def _nodes(graph: Graph) -> Iterator[Placed]:
 
 
 def _height(part: str, fields: Sequence[SettingField]) -> int:
-    """Of a node, in pixels, while its advanced widgets are hidden."""
+    """Of a node, in pixels, with its advanced widgets, which some frontends show."""
     sockets = max(len(PARTS[part].inputs), len(PARTS[part].outputs))
-    widgets = sum(TEXT_BOX if field.multiline else WIDGET for field in fields if not field.is_advanced)
+    widgets = sum(TEXT_BOX if field.multiline else WIDGET for field in fields)
     return 60 + SOCKET * sockets + widgets + EXTRA_HEIGHTS.get(part, 0)
 
 
