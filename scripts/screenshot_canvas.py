@@ -38,10 +38,10 @@ def main() -> None:
         with (
             start_server(open_host(newest, packages_dir), base_dir) as server,
             launch_chromium() as browser,
-            open_frontend(browser, server, settings=SETTINGS, size=WINDOW_SIZE) as frontend,
         ):
             for path in sorted((PACK_DIR / "example_workflows").glob("*.json")):
-                photograph(frontend, path, step)
+                with open_frontend(browser, server, settings=SETTINGS, size=WINDOW_SIZE) as frontend:
+                    photograph(frontend, path, step)
 
 
 def photograph(frontend: Frontend, path: Path, step: int) -> None:
