@@ -25,7 +25,7 @@ TYPED = {
 @pytest.mark.parametrize("node_type", TYPED)
 def test_typed_number_is_kept(open_page: Callable[..., Frontend], server: HostServer, node_type: str) -> None:
     for settings in renderings(server):
-        frontend = open_page(settings=settings)
+        frontend = open_page(settings={**settings, "Comfy.Node.AlwaysShowAdvancedWidgets": True})
         frontend.add_node(node_type)
         for name, text in TYPED[node_type].items():
             frontend.type_number(name, text)
