@@ -16,7 +16,6 @@ from .job import Adapter
 from .lumina2.model_files import Lumina2Model
 from .run_folder import ADAPTER_FILE, name_of, step_of
 from .settings import setting
-from .validate import draw_validation
 from .validation.comparison import draw_comparison
 from .validation.settings import SamplerSettings, ValidateSettings
 from .weight_names import BEST, EMA
@@ -59,6 +58,8 @@ def compare(settings: CompareSettings, *, model: Lumina2Model, adapter: Adapter,
         TrainerError: A checkpoint is not there, a strength is no number, or there is no prompt.
         StopTraining: The user asked to stop.
     """
+    from .validate import draw_validation
+
     strengths, adapters = parse_strengths(settings.strengths), find_checkpoints(settings.checkpoints, adapter)
     columns = {
         title: draw_validation(_at_strength(settings, strength), model, chosen, context)

@@ -1,6 +1,7 @@
 """One function per node: settings and sockets in, a socket value out.
 
-Nodes and the headless runner call these and nothing else of the core.
+Nodes and the headless runner call these and nothing else of the core. What trains and draws is imported when it is
+called, so that ComfyUI starts quickly.
 """
 
 from __future__ import annotations
@@ -19,7 +20,6 @@ from .data.entry_writer import AUTOMATIC_BATCH_SIZE
 from .data.folder import Dataset, DatasetFolderSettings, open_dataset
 from .data.report import write_report
 from .data.scan import scan_dataset
-from .encode_prompts import encode_prompts
 from .files import find_free_path
 from .job import Adapter, TrainFullSettings, TrainJob, TrainLoRASettings
 from .lumina2.base_files import find_model_files
@@ -34,11 +34,9 @@ from .results import DatasetReport, TrainFullResult, TrainResult, ValidationResu
 from .run_folder import RunFolder, choose_file
 from .scores import describe_run_losses, describe_scores
 from .settings import check_file_name, check_settings, setting
-from .train import train
 from .training.memory import free_memory
 from .training.rollout_settings import RolloutSettings
 from .training.settings import CheckpointSettings, OptimizerSettings
-from .validate import draw_validation
 from .validation.clip_report import describe_clip_scores, report_clip_scores
 from .validation.pictures import with_files, with_prompt_library
 from .validation.settings import ValidateSettings, ValidationSettings
@@ -163,6 +161,8 @@ def cache_text_embeds(
 ) -> EmbedCache:
     """Encode every caption, the validation prompts and the unconditional prompt that are not cached yet."""
     validation = validation and with_prompt_library(validation, context)
+    from .encode_prompts import encode_prompts
+
     return encode_prompts(
         model,
         system_prompt=resolve_system_prompt(settings.system_prompt, settings.custom_system_prompt),
@@ -205,6 +205,8 @@ def train_lora(
         hub=hub,
         rollout=rollout,
     )
+    from .train import train
+
     run, was_finished = train(job, context)
     return TrainResult(
         adapter=Adapter(path=str(run.final_path), run_dir=str(run.path), step=settings.steps),
@@ -251,6 +253,8 @@ def train_full(
         hub=hub,
         rollout=rollout,
     )
+    from .train import train
+
     run, was_finished = train(job, context)
     parts = [run.final_path, Path(model.text_encoder_path), Path(model.vae_path)]
     return TrainFullResult(
@@ -266,6 +270,8 @@ def validate(
     settings: ValidateSettings, *, model: Lumina2Model, adapter: Adapter | None = None, context: StepContext
 ) -> ValidationResult:
     """Draw the prompts with the model and, if given, the adapter."""
+    from .validate import draw_validation
+
     settings = with_files(settings, context)
     images = draw_validation(settings, model, adapter, context)
     report = report_clip_scores(settings, images, context)
