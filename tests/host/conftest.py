@@ -19,9 +19,7 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "host" not in metafunc.fixturenames:
         return
     checkouts = find_checkouts()
-    names = {path: f"ComfyUI-{read_version(path)}" for path in checkouts}
-    # Where tests run in several processes, those of one checkout share one and its server.
-    parameters = [pytest.param(path, id=name, marks=pytest.mark.xdist_group(name)) for path, name in names.items()]
+    parameters = [pytest.param(path, id=f"ComfyUI-{read_version(path)}") for path in checkouts]
     none_found = pytest.param(None, marks=pytest.mark.skip(reason=NO_HOST), id="no-ComfyUI")
     metafunc.parametrize("host", parameters or [none_found], indirect=True, scope="session")
 
