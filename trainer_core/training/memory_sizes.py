@@ -168,8 +168,7 @@ def largest_batch(lengths: Sequence[tuple[int, int, int]], batch_size: int, *, p
         chosen += chosen[: batch_size - len(chosen)]
     totals = {caption + image for caption, image, _ in lengths}
     captions, images = [caption for caption, _ in chosen], [image for _, image in chosen]
-    multiple = None if len(totals) > MAX_EXACT_SHAPES else 1
-    padded = choose_padding(captions, images, multiple=multiple) if pads else None
+    padded = choose_padding(captions, images) if pads and len(totals) > MAX_EXACT_SHAPES else None
     return BatchSize(
         caption_tokens=sum(captions) if padded is None else batch_size * padded.caption,
         image_tokens=sum(images) if padded is None else batch_size * padded.image,

@@ -1,8 +1,7 @@
 """Giving batches of many sizes few shapes.
 
-cuDNN's attention, the fastest, wants samples of one length and prepares a plan for every new one (0.11 s on an H100);
-a CUDA graph serves one shape only. So samples are filled up to the longest of their batch, and to the next multiples
-when a run turns out to have many shapes.
+cuDNN's attention prepares a plan for every new length (0.11 s on an H100), and a CUDA graph serves one shape only.
+While a run has few shapes, its batches stay as they are; beyond that they are filled up to the next multiples.
 """
 
 from __future__ import annotations
@@ -16,7 +15,7 @@ from ..lumina2.layout import PaddedLengths
 from ..lumina2.transformer import Lumina2Config
 
 MAX_EXACT_SHAPES = 4
-"""Shapes of a run that are not rounded up."""
+"""Shapes of a run that are left as they are."""
 MANY_IMAGE_TOKENS = 2048
 """1024 x 1024 has 4096."""
 MULTIPLES = (64, 128)
@@ -54,23 +53,15 @@ class ShapeLimiter:
         shape = (tuple(caption_lengths), tuple(image_lengths))
         if shape in self._exact or len(self._exact) < MAX_EXACT_SHAPES:
             self._exact.add(shape)
-            is_even = len(set(zip(*shape, strict=True))) == 1
-            return None if is_even else choose_padding(caption_lengths, image_lengths, multiple=1)
+            return None
         return choose_padding(caption_lengths, image_lengths)
 
 
-def choose_padding(
-    caption_lengths: Sequence[int], image_lengths: Sequence[int], *, multiple: int | None = None
-) -> PaddedLengths | None:
-    """The longest of each, rounded up; None for samples so different that much of the work would be padding.
-
-    Args:
-        caption_lengths: Tokens of each caption.
-        image_lengths: Tokens of each picture.
-        multiple: What is rounded up to; one of MULTIPLES if None.
-    """
-    multiple = MULTIPLES[max(image_lengths) >= MANY_IMAGE_TOKENS] if multiple is None else multiple
-    caption, image = _round_up(max(caption_lengths), multiple), _round_up(max(image_lengths), multiple)
+def choose_padding(caption_lengths: Sequence[int], image_lengths: Sequence[int]) -> PaddedLengths | None:
+    """The next multiples; None for samples so different that much of the work would be padding."""
+    longest = max(image_lengths)
+    multiple = MULTIPLES[longest >= MANY_IMAGE_TOKENS]
+    caption, image = _round_up(max(caption_lengths), multiple), _round_up(longest, multiple)
     num_stored = len(image_lengths) * (caption + image)
     waste = num_stored - sum(caption_lengths) - sum(image_lengths)
     return PaddedLengths(caption=caption, image=image) if waste <= max(CHEAP_WASTE, MAX_WASTE * num_stored) else None
