@@ -5,13 +5,14 @@ Shape suffixes: S tokens, I inputs, O outputs, R rank.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 
-class CompressedLinear(nn.Linear):
+class CompressedLinear(nn.Linear, ABC):
     """A Linear to everything that looks for one, peft included; a subclass says how W is stored."""
 
     update_A_RI: Tensor | None
@@ -34,21 +35,21 @@ class CompressedLinear(nn.Linear):
         self.register_parameter("bias", None if bias_O is None else nn.Parameter(bias_O, requires_grad=False))
 
     @property
+    @abstractmethod
     def stored_device(self) -> torch.device:
         """Where W is stored; of a swapped block the CPU."""
-        raise NotImplementedError
 
+    @abstractmethod
     def unpacked(self, dtype: torch.dtype) -> Tensor:
         """W without the update, [O, I], on the device where it is stored."""
-        raise NotImplementedError
 
+    @abstractmethod
     def product(self, x_SI: Any) -> Tensor:
         """x W^T + b without the update, [S, O] in x's dtype; no gradient is recorded."""
-        raise NotImplementedError
 
+    @abstractmethod
     def input_gradient(self, grad_SO: Tensor) -> Tensor:
         """grad W without the update, [S, I] in grad's dtype."""
-        raise NotImplementedError
 
     def add_input_gradient(self, grad_SO: Tensor, grad_SI: Tensor) -> Tensor:
         """Add `input_gradient` to what is there already, in place."""
