@@ -3,12 +3,13 @@
     python scripts/record_widgets.py
 
 ComfyUI stores widget values by position. `tests/test_released.py` holds what is written here against later versions, so
-that workflows saved today still open with every value in its place.
+that workflows saved today still open with every value in its place. A version is recorded once.
 """
 
 from __future__ import annotations
 
 import shutil
+import sys
 from importlib.metadata import version
 from pathlib import Path
 
@@ -22,6 +23,8 @@ WIDGETS_FILE = "widgets.json"
 
 def main() -> None:
     folder = PACK_DIR / "tests" / "released" / version("lumina2-trainer")
+    if folder.exists():
+        sys.exit(f"{folder.name} is recorded already: raise version in pyproject.toml and install again")
     widgets = {
         node: {field.name: field.default for field in describe_settings(step.settings)}
         for node, step in NODE_STEPS.items()

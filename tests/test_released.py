@@ -17,6 +17,7 @@ RELEASED_DIR = Path(__file__).parent / "released"
 WIDGETS: dict[str, Mapping[str, Mapping[str, Any]]] = {
     folder.name: json.loads((folder / "widgets.json").read_text("utf-8")) for folder in sorted(RELEASED_DIR.iterdir())
 }
+WORKFLOWS = [path for path in sorted(RELEASED_DIR.glob("*/*.json")) if path.name != "widgets.json"]
 RECORDED = [(version, node) for version, nodes in WIDGETS.items() for node in nodes]
 
 
@@ -43,7 +44,7 @@ def test_canvas_keeps_the_order_of_the_fields(node: str) -> None:
     assert is_optional == sorted(is_optional)
 
 
-@pytest.mark.parametrize("path", sorted(RELEASED_DIR.glob("*/train*.json")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: f"{path.parent.name}/{path.stem}")
 def test_saved_workflows_give_their_own_values(path: Path) -> None:
     saved = {str(node["id"]): node for node in json.loads(path.read_text("utf-8"))["nodes"]}
     for node in read_workflow(path).nodes:
