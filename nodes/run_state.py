@@ -13,7 +13,7 @@ from PIL import Image
 
 from ..trainer_core.job import RESERVED_RUN_NAMES
 from ..trainer_core.run_folder import RunFolder, is_step, step_of
-from ..trainer_core.weight_names import BASE, LIVE
+from ..trainer_core.weight_names import BASE, LIVE, weights_of
 
 MAX_CURVE_POINTS = 500
 NUM_RECENT_STEPS = 20
@@ -88,7 +88,7 @@ def draws_pictures(path: Path) -> bool:
 
 
 def _list_validations(run: RunFolder, view_of: Callable[[Path], dict[str, str]]) -> list[dict[str, Any]]:
-    """Step, pictures and the prompt of each picture, of every validation in order."""
+    """Step, pictures, and what each was drawn from, of every validation in order."""
     found = []
     for folder in sorted((run.path / "samples").glob("step-*"), key=step_of):
         pictures = sorted(folder.glob("*.png"))
@@ -97,6 +97,7 @@ def _list_validations(run: RunFolder, view_of: Callable[[Path], dict[str, str]])
                 "step": step_of(folder),
                 "images": [view_of(picture) for picture in pictures],
                 "prompts": [_prompt_of(picture) for picture in pictures],
+                "weights": [weights_of(picture) for picture in pictures],
             }
         )
     return found

@@ -190,6 +190,31 @@ def test_gallery_goes_back_and_compares(open_page: Callable[..., Frontend], serv
         assert frontend.errors == []
 
 
+def test_pictures_of_base_and_average_are_marked(open_page: Callable[..., Frontend]) -> None:
+    prompt = training_prompt(run_name="marked", steps=4)
+    prompt["prompts"]["inputs"]["draw_base"] = True
+    prompt["checkpoints"] = {
+        "class_type": "Lumina2Checkpoints",
+        "inputs": {"checkpoint_step_interval": 0, "num_checkpoints_kept": 1, "use_ema": True},
+    }
+    prompt["train"]["inputs"]["checkpoints"] = ["checkpoints", 0]
+    frontend = open_page(settings=CLASSIC)
+    load_prompt(frontend, prompt)
+    frontend.queue()
+    wait_for(frontend, lambda state: state["status"] == "finished" and len(state["pictures"]) == 6)
+    for _ in range(2):  # as the events told it, and as the server remembers it
+        marks = frontend.page.locator(f"{PANEL} .lumina2-mark").all_text_contents()
+        assert sorted(marks) == ["average"] * 2 + ["base"] * 2
+        average = frontend.page.locator(f"{PANEL} .lumina2-picture[alt='a red disc, average']")
+        average.dispatch_event("click")
+        sources = frontend.page.locator("dialog img").evaluate_all("images => images.map(image => image.src)")
+        assert ["00_ema.png" in source for source in sources] == [True, True]
+        frontend.page.keyboard.press("Escape")
+        frontend.load_workflow(frontend.to_workflow())
+        wait_for(frontend, lambda state: state["status"] == "finished" and len(state["pictures"]) == 6)
+    assert frontend.errors == []
+
+
 def test_widget_is_in_neither_prompt_nor_saved_values(open_page: Callable[..., Frontend], server: HostServer) -> None:
     for settings in renderings(server):
         check_prompt_and_saved_values(open_page(settings=settings))

@@ -83,6 +83,7 @@ def test_every_validation_is_listed_with_its_prompts(tmp_path: Path) -> None:
         (2, ["a cat", ""]),
         (10, ["a cat", "a cat", "a dog"]),
     ]
+    assert state["validations"][1]["weights"] == ["live", "ema", "live"]
     assert json.dumps(state)
 
 

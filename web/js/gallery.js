@@ -1,5 +1,6 @@
 // The validation pictures of a run: those of one step at a time, chosen by a slider.
 
+import { make } from "./elements.js";
 import { PictureViewer } from "./picture_viewer.js";
 
 /** Slider, pictures, and the viewer that a click on one opens. */
@@ -47,29 +48,39 @@ export class Gallery {
     this.pictures.replaceChildren(...urls.map((url, number) => this.#makePicture(url, number)));
   }
 
+  /** What one picture of a validation was drawn from. */
+  #describe(validation, number) {
+    const weights = validation.weights?.[number] ?? "live";
+    return { prompt: validation.prompts?.[number] ?? "", mark: this.strings[`weights_${weights}`] ?? "" };
+  }
+
   #makePicture(url, number) {
-    const prompt = this.validations[this.chosen].prompts?.[number] ?? "";
-    const button = document.createElement("button");
+    const { prompt, mark } = this.#describe(this.validations[this.chosen], number);
+    const text = [prompt || this.caption.textContent, mark].filter(Boolean).join(", ");
+    const button = make("button", "lumina2-picture-button");
     button.type = "button";
-    button.className = "lumina2-picture-button";
-    button.title = prompt || this.caption.textContent;
+    button.title = text;
     button.addEventListener("click", () => this.#enlarge(number));
-    const picture = document.createElement("img");
-    picture.className = "lumina2-picture";
+    const picture = make("img", "lumina2-picture");
     picture.src = url;
-    picture.alt = prompt || this.caption.textContent;
+    picture.alt = text;
     button.append(picture);
+    if (mark) button.append(make("span", "lumina2-mark", mark));
     return button;
   }
 
   #enlarge(number) {
     const [first, now] = [this.validations[0], this.validations[this.chosen]];
-    const before = first !== now && first.images[number] ? first : null;
+    const image = now.images[number];
+    // The same prompt, size and weights have the same name at every step.
+    const earlier = first === now ? null : first.images.find((other) => other.filename === image.filename);
+    const { prompt, mark } = this.#describe(now, number);
+    const show = (picture, step) => ({ url: this.pictureUrl(picture), label: `${this.strings.step} ${step}` });
     PictureViewer.open({
       strings: this.strings,
-      prompt: now.prompts?.[number] ?? "",
-      after: { url: this.pictureUrl(now.images[number]), label: `${this.strings.step} ${now.step}` },
-      before: before && { url: this.pictureUrl(before.images[number]), label: `${this.strings.step} ${before.step}` },
+      prompt: [prompt, mark].filter(Boolean).join(", "),
+      after: show(image, now.step),
+      before: earlier ? show(earlier, first.step) : null,
     });
   }
 }

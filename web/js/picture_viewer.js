@@ -1,5 +1,7 @@
 // A validation picture in full size, with the first one of the run under a line that can be moved across.
 
+import { make } from "./elements.js";
+
 /** A dialog; Escape or a click beside the picture closes it. */
 export class PictureViewer {
   /**
@@ -49,11 +51,4 @@ function makeSwipe(strings, before, after, onMove) {
   row.append(make("span", "", before.label), slider, make("span", "", after.label));
   onMove(50);
   return row;
-}
-
-function make(tag, className, text = "") {
-  const element = document.createElement(tag);
-  element.className = className;
-  element.textContent = text;
-  return element;
 }

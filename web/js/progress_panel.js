@@ -1,6 +1,7 @@
 // The elements of the progress widget, and how they show a view (see run_view.js).
 
 import { ChartTabs } from "./chart_tabs.js";
+import { make } from "./elements.js";
 import { formatNumber, formatSeconds } from "./format.js";
 import { Gallery } from "./gallery.js";
 
@@ -87,11 +88,4 @@ export class ProgressPanel {
     this.gallery.show(view.validations);
     for (const button of this.actions) button.disabled = view.status !== "running";
   }
-}
-
-function make(tag, className, text = "") {
-  const element = document.createElement(tag);
-  element.className = className;
-  element.textContent = text;
-  return element;
 }

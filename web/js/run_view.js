@@ -94,9 +94,9 @@ const EVENTS = {
     return { ...view, heldOut: addPoint(view.heldOut, detail.step, detail.loss) };
   },
   validation(view, detail) {
-    const { step, images, prompts } = detail;
+    const { step, images, prompts, weights } = detail;
     const others = view.validations.filter((validation) => validation.step < step);
-    return { ...view, validations: [...others, { step, images, prompts }] };
+    return { ...view, validations: [...others, { step, images, prompts, weights }] };
   },
   finished(view, detail) {
     return { ...view, status: "finished", step: detail.step, total: Math.max(view.total, detail.step), etaSeconds: NaN };

@@ -31,6 +31,8 @@ const STRINGS = {
     close: "Close",
     swipe: "Compare with the first pictures",
     heldOut: "Held-out loss",
+    weights_ema: "average",
+    weights_base: "base",
   },
   zh: {
     idle: "尚未训练",
@@ -62,6 +64,8 @@ const STRINGS = {
     close: "关闭",
     swipe: "与最早的图像比较",
     heldOut: "留出损失",
+    weights_ema: "平均权重",
+    weights_base: "基础模型",
   },
   ja: {
     idle: "まだ学習していません",
@@ -93,6 +97,8 @@ const STRINGS = {
     close: "閉じる",
     swipe: "最初の画像と比較",
     heldOut: "保留データの損失",
+    weights_ema: "平均",
+    weights_base: "ベース",
   },
   hi: {
     idle: "अभी प्रशिक्षण नहीं हुआ",
@@ -124,6 +130,8 @@ const STRINGS = {
     close: "बंद करें",
     swipe: "पहले चित्रों से तुलना",
     heldOut: "अलग रखे चित्रों की हानि",
+    weights_ema: "औसत",
+    weights_base: "आधार",
   },
 };
 

@@ -19,8 +19,10 @@ const CSS = `
 .lumina2-bars span[data-side="right"] { top: auto; bottom: 0; }
 .lumina2-validations { display: flex; flex-direction: column; gap: 3px; flex: 1 0 auto; min-height: 96px; }
 .lumina2-slider { width: 100%; margin: 0; flex: none; accent-color: var(--p-primary-color, #4a90d9); }
-.lumina2-picture-button { display: flex; min-height: 0; min-width: 0; padding: 0; border: 0; background: none;
+.lumina2-picture-button { position: relative; display: flex; min-height: 0; min-width: 0; padding: 0; border: 0; background: none;
   cursor: zoom-in; }
+.lumina2-mark { position: absolute; left: 2px; bottom: 2px; padding: 0 4px; border-radius: 3px; font-size: 10px;
+  color: #fff; background: rgb(0 0 0 / 65%); }
 .lumina2-viewer { max-width: 92vw; max-height: 94vh; padding: 12px; border-radius: 8px; overflow: auto;
   font: 13px/1.4 sans-serif; color: var(--input-text, #ddd); background: var(--comfy-menu-bg, #222);
   border: 1px solid var(--border-color, #444); }
