@@ -21,33 +21,19 @@ from lumina2_trainer.trainer_core.training.low_resolution import (
     shrink_latents,
 )
 from lumina2_trainer.trainer_core.training.shapes import ShapeLimiter
-from safetensors.torch import save_file
 
 from ..lumina2.tiny_models import TINY, tiny_transformer
+from .cached_samples import write_sample
 
 CPU = torch.device("cpu")
 SECOND = NoiseSettings(low_resolution_weight=0.5)
 
 
 def build(folder: Path, noise: NoiseSettings, position: int = 0, samples_per_step: int = 2) -> TrainingBatch:
-    samples = []
-    for number, (height, width) in enumerate([(16, 24), (20, 10)]):
-        paths = [folder / f"{kind}-{number}" for kind in ("latents", "embeds")]
-        generator = torch.Generator().manual_seed(number)
-        save_file({"tensor": torch.randn(16, height, width, generator=generator)}, paths[0])
-        save_file({"tensor": torch.randn(3 + number, TINY.cap_feat_dim, generator=generator)}, paths[1])
-        samples.append(
-            TrainingSample(
-                id=str(number),
-                file_name=f"{number}.png",
-                latents_path=paths[0],
-                embeds_path=paths[1],
-                caption="",
-                width=8 * width,
-                height=8 * height,
-                repeats=1,
-            )
-        )
+    samples = [
+        write_sample(folder, number, size, 3 + number, TINY.cap_feat_dim)
+        for number, size in enumerate([(16, 24), (20, 10)])
+    ]
     builder = BatchBuilder(
         samples,
         SampleStream([1, 1], seed=5),

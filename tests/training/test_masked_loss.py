@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 from lumina2_trainer.trainer_core.data.batches import SampleStream
-from lumina2_trainer.trainer_core.data.cache import TrainingSample
 from lumina2_trainer.trainer_core.lumina2.objective import flow_matching_loss, make_noisy_batch, predict_velocity
 from lumina2_trainer.trainer_core.lumina2.timesteps import NoiseSettings
 from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config, patchify
@@ -22,6 +21,7 @@ from torch import Tensor
 
 from ..lumina2.tiny_models import CPU, TINY, random_samples, tiny_transformer
 from ..training_setup import PICTURES, TRAIN, make_setup
+from .cached_samples import write_sample
 
 SIZES = [(16, 24), (24, 16)]
 PLAIN = NoiseSettings()
@@ -31,27 +31,18 @@ def build(
     folder: Path, masks: list[Tensor | None], outside: float = 0.0, noise: NoiseSettings = PLAIN
 ) -> TrainingBatch:
     samples = []
-    for number, ((height, width), mask) in enumerate(zip(SIZES, masks, strict=True)):
-        generator = torch.Generator().manual_seed(number)
-        tensors = {
-            "latents": torch.randn(16, height, width, generator=generator),
-            "embeds": torch.randn(3 + number, TINY.cap_feat_dim, generator=generator),
-            **({} if mask is None else {"mask": mask}),
-        }
-        paths = {name: folder / f"{name}-{number}" for name in tensors}
-        for name, tensor in tensors.items():
-            save_file({"tensor": tensor}, paths[name])
+    for number, (size, mask) in enumerate(zip(SIZES, masks, strict=True)):
+        mask_path = folder / f"mask-{number}"
+        if mask is not None:
+            save_file({"tensor": mask}, mask_path)
         samples.append(
-            TrainingSample(
-                id=str(number),
-                file_name=f"{number}.png",
-                latents_path=paths["latents"],
-                embeds_path=paths["embeds"],
-                caption="",
-                width=8 * width,
-                height=8 * height,
-                repeats=1,
-                mask_paths=() if mask is None else (paths["mask"],),
+            write_sample(
+                folder,
+                number,
+                size,
+                3 + number,
+                TINY.cap_feat_dim,
+                mask_paths=() if mask is None else (mask_path,),
                 mask_outside_weight=outside,
             )
         )

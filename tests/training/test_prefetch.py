@@ -12,8 +12,6 @@ from pathlib import Path
 import pytest
 import torch
 from lumina2_trainer.trainer_core.data.batches import SampleStream
-from lumina2_trainer.trainer_core.data.cache import TrainingSample
-from lumina2_trainer.trainer_core.data.entries import write_entry
 from lumina2_trainer.trainer_core.errors import CacheDamagedError
 from lumina2_trainer.trainer_core.lumina2.timesteps import NoiseSettings
 from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config
@@ -23,29 +21,17 @@ from lumina2_trainer.trainer_core.training.prefetch import Prefetcher
 from lumina2_trainer.trainer_core.training.shapes import ShapeLimiter
 
 from ..training_setup import Setup
+from .cached_samples import write_sample
 
 SIZES = ((8, 8, 3), (8, 12, 7), (12, 8, 1), (16, 8, 5))
 
 
 def new_builder(folder: Path, *, batch_size: int = 2, caption_dropout: float = 0.3) -> BatchBuilder:
     generator = torch.Generator().manual_seed(0)
-    samples = []
-    for number, (height, width, num_tokens) in enumerate(SIZES):
-        paths = [folder / f"{kind}{number}.safetensors" for kind in ("latents", "embeds")]
-        write_entry(paths[0], torch.randn(16, height, width, generator=generator))
-        write_entry(paths[1], torch.randn(num_tokens, 6, generator=generator))
-        samples.append(
-            TrainingSample(
-                id=str(number),
-                file_name=f"{number}.png",
-                latents_path=paths[0],
-                embeds_path=paths[1],
-                caption="",
-                width=8 * width,
-                height=8 * height,
-                repeats=1,
-            )
-        )
+    samples = [
+        write_sample(folder, number, (height, width), num_tokens, 6, generator)
+        for number, (height, width, num_tokens) in enumerate(SIZES)
+    ]
     return BatchBuilder(
         samples,
         SampleStream([1] * len(samples), seed=5),

@@ -10,8 +10,6 @@ import torch
 from lumina2_trainer.trainer_core.adapters.kinds import ADAPTERS
 from lumina2_trainer.trainer_core.adapters.lora import LoRASettings
 from lumina2_trainer.trainer_core.data.batches import SampleStream
-from lumina2_trainer.trainer_core.data.cache import TrainingSample
-from lumina2_trainer.trainer_core.data.entries import write_entry
 from lumina2_trainer.trainer_core.lumina2.timesteps import NoiseSettings
 from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config, Lumina2Transformer, patchify
 from lumina2_trainer.trainer_core.training.batch_builder import BatchBuilder, TrainingBatch
@@ -25,6 +23,7 @@ from lumina2_trainer.trainer_core.training.shapes import ShapeLimiter
 from torch import Tensor, nn
 
 from ..lumina2.tiny_models import TINY, tiny_transformer
+from .cached_samples import write_sample
 
 CPU = torch.device("cpu")
 SIZES = ((16, 24, 3), (8, 12, 7), (12, 8, 1), (16, 8, 5))
@@ -42,25 +41,17 @@ def new_builder(
     regularisation: tuple[int, ...] = (),
     shapes: ShapeLimiter | None = None,
 ) -> BatchBuilder:
-    samples = []
-    for number, (height, width, num_tokens) in enumerate(SIZES):
-        generator = torch.Generator().manual_seed(number)
-        paths = [folder / f"{kind}{number}.safetensors" for kind in ("latents", "embeds")]
-        write_entry(paths[0], torch.randn(16, height, width, generator=generator))
-        write_entry(paths[1], torch.randn(num_tokens, TINY.cap_feat_dim, generator=generator))
-        samples.append(
-            TrainingSample(
-                id=str(number),
-                file_name=f"{number}.png",
-                latents_path=paths[0],
-                embeds_path=paths[1],
-                caption="",
-                width=8 * width,
-                height=8 * height,
-                repeats=1,
-                is_regularisation=number in regularisation,
-            )
+    samples = [
+        write_sample(
+            folder,
+            number,
+            (height, width),
+            num_tokens,
+            TINY.cap_feat_dim,
+            is_regularisation=number in regularisation,
         )
+        for number, (height, width, num_tokens) in enumerate(SIZES)
+    ]
     return BatchBuilder(
         samples,
         SampleStream([1] * len(samples), seed=5),
