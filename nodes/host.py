@@ -103,7 +103,7 @@ class _Conversation:
         self.is_interrupted = False
 
     def emit(self, event: Event) -> None:
-        """Record the event, and send it unless one of its kind has just been sent; the last of a count always is."""
+        """Record the event and send it; of progress not every step, but always the last."""
         self.run = event.run
         payload = {**event.to_json(), "node": self.node_id}
         if "images" in payload:
@@ -111,8 +111,9 @@ class _Conversation:
         RUNS.record(event.kind, payload)
         if event.kind == "progress":
             self._move_bar(payload)
-        if self.throttle.allows(event.kind) or payload.get("step") == payload.get("total"):
-            send(f"{RUNS_FOLDER}.{event.kind}", payload)
+            if payload["step"] != payload["total"] and not self.throttle.allows():
+                return
+        send(f"{RUNS_FOLDER}.{event.kind}", payload)
 
     def should_stop(self) -> bool:
         """The user pressed Cancel, or Stop on the node."""

@@ -1,4 +1,4 @@
-"""Keeps browsers from being flooded by messages of one kind."""
+"""Keeps browsers from being flooded by the messages that come with every step."""
 
 from __future__ import annotations
 
@@ -10,16 +10,16 @@ SECONDS_BETWEEN = 0.34
 
 
 class Throttle:
-    """Lets a message through if none of its kind went through just before."""
+    """Lets a message through if none went through just before."""
 
     def __init__(self, clock: Callable[[], float] = time.monotonic) -> None:
         self._clock = clock
-        self._last: dict[str, float] = {}
+        self._last: float | None = None
 
-    def allows(self, kind: str) -> bool:
-        """Whether a message of this kind may be sent now; if so, it counts as sent."""
+    def allows(self) -> bool:
+        """Whether a message may be sent now; if so, it counts as sent."""
         now = self._clock()
-        if kind in self._last and now - self._last[kind] < SECONDS_BETWEEN:
+        if self._last is not None and now - self._last < SECONDS_BETWEEN:
             return False
-        self._last[kind] = now
+        self._last = now
         return True
