@@ -56,7 +56,7 @@ class Choice:
 def _lycoris(algorithm: str) -> Choice:
     settings = LyCORISSettings(algorithm=algorithm, targets=demo.LORA.targets, factor=4 if algorithm == "lokr" else 16)
     # Rotations and whole differences move every weight at once.
-    learning_rate = {"diag-oft": 2e-3, "boft": 2e-3, "full": 2e-4}.get(algorithm, demo.TRAIN.learning_rate)
+    learning_rate = {"diag-oft": 2e-4, "boft": 2e-5, "full": 2e-4}.get(algorithm, demo.TRAIN.learning_rate)
     return Choice(group="adapter", adapter=settings, train={"learning_rate": learning_rate})
 
 
@@ -64,8 +64,14 @@ def _lora(**changes: Any) -> Choice:
     return Choice(group="adapter", adapter=dataclasses.replace(demo.LORA, **changes))
 
 
-LEARNING_RATES = {"lion": 1e-4, "prodigy": 1.0, "schedulefree": 2e-3, "adafactor": 5e-4, "muon": 2e-3}
-"""Of optimizers that want another one than AdamW's."""
+OPTIMIZER_CHANGES: dict[str, dict[str, Any]] = {
+    "lion": {"learning_rate": 1e-4},
+    "prodigy": {"learning_rate": 1.0},
+    "schedulefree": {"learning_rate": 2e-3, "lr_schedule": "constant"},
+    "came": {"learning_rate": 1e-4},
+    "muon": {"learning_rate": 2e-3},
+}
+"""What optimizers want otherwise than AdamW."""
 CHOICES: dict[str, Choice] = {
     REFERENCE: Choice(group="adapter"),
     "gaussian": _lora(init="gaussian"),
@@ -77,7 +83,7 @@ CHOICES: dict[str, Choice] = {
     **{
         name: Choice(
             group="optimizer",
-            train={"optimizer": name, "learning_rate": LEARNING_RATES.get(name, demo.TRAIN.learning_rate)},
+            train={"optimizer": name, "learning_rate": demo.TRAIN.learning_rate, **OPTIMIZER_CHANGES.get(name, {})},
         )
         for name in OPTIMIZERS
         if name != demo.TRAIN.optimizer

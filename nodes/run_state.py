@@ -20,6 +20,8 @@ NUM_RECENT_STEPS = 20
 """Steps over which the seconds of a step are averaged."""
 NUM_BIN_STEPS = 500
 """Steps over which the loss of each noise level is averaged."""
+PLANNED = ("memory_plan", "predicted_peak_gib", "predicted_seconds")
+"""What is known of a running one before its first step."""
 CURVES = ("learning_rate", "grad_norm", "peak_memory_gib")
 """What has a curve beside the loss."""
 
@@ -56,6 +58,7 @@ def read_state(
     records = [record for record in run.read_log() if is_step(record)]
     last = records[-1] if records else {}
     progress = (live or {}).get("progress", {})
+    planned = (live or {}).get("planned", {})
     validations = _list_validations(run, view_of)
     latest = validations[-1] if validations else {"step": 0, "images": []}
     return {
@@ -65,10 +68,10 @@ def read_state(
         "message": (live or {}).get("message", ""),
         "notice": {key: (live or {}).get("notice", {}).get(key, "") for key in ("level", "message")},
         "step": last.get("step", 0),
-        "total": progress.get("total") or _num_steps(run),
+        "total": progress.get("total") or planned.get("total") or _num_steps(run),
         "loss": last.get("loss"),
         **{name: last.get(name) for name in CURVES},
-        "memory_plan": progress.get("memory_plan", ""),
+        **{name: planned.get(name) for name in PLANNED},
         "seconds_per_step": _mean_seconds(records),
         "losses": _thin_out([[record["step"], record["loss"]] for record in records]),
         "curves": {name: _thin_out([[r["step"], r[name]] for r in records if name in r]) for name in CURVES},

@@ -77,13 +77,17 @@ def test_the_plan_is_told_in_log_and_events(fresh: Setup, caplog: pytest.LogCapt
         fresh.with_events(events).train(replace(TRAIN, gradient_checkpointing=True))
     sentence = "memory: on the CPU, computing all activations again, for gradient_checkpointing is on"
     assert f"Run run: {sentence}" in caplog.text
-    assert {e.data["memory_plan"] for e in events if e.kind == "progress" and e.run == "run"} == {sentence}
+    (planned,) = (e.data for e in events if e.kind == "planned")
+    assert planned["memory_plan"] == sentence
+    assert (planned["step"], planned["total"], planned["predicted_peak_gib"]) == (0, 6, None)
+    assert planned["predicted_seconds"] > 0
 
 
 def test_a_number_of_gib_is_kept_to(fresh: Setup) -> None:
     events: list[Event] = []
     fresh.with_events(events).train(replace(TRAIN, memory="2"))
-    (plan,) = {e.data["memory_plan"] for e in events if e.kind == "progress" and e.run == "run"}
+    (planned,) = (e.data for e in events if e.kind == "planned")
+    plan = planned["memory_plan"]
     assert plan.startswith("memory: 2 GiB allowed, keeping all activations, predicted peak 0.0 GiB")
     with pytest.raises(TrainerError, match=r"0\.001 GiB allowed, but training takes at least 0\.1 GiB: raise memory"):
         fresh.train(replace(TRAIN, memory="0.001", run_name="small"))

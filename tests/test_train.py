@@ -10,6 +10,7 @@ import pytest
 import torch
 from lumina2_trainer.trainer_core.adapters.export import read_adapter
 from lumina2_trainer.trainer_core.errors import StopTraining, TrainerError
+from lumina2_trainer.trainer_core.out_of_memory import OutOfMemoryError
 from lumina2_trainer.trainer_core.training.session import TrainingSession
 from lumina2_trainer.trainer_core.training.settings import CheckpointSettings, OptimizerSettings
 from safetensors.torch import load_file
@@ -174,8 +175,12 @@ def test_any_error_keeps_the_finished_steps(fresh: Setup, monkeypatch: pytest.Mo
         return true_step(self)
 
     monkeypatch.setattr(TrainingSession, "train_step", out_of_memory)
-    with pytest.raises(torch.OutOfMemoryError):
-        fresh.train()
+    events: list = []
+    with pytest.raises(OutOfMemoryError, match=r"^training ran out of memory: turn gradient_checkpointing on, lower"):
+        fresh.with_events(events).train()
+    (failed,) = (event.data for event in events if event.kind == "failed")
+    assert failed["step"] == 2
+    assert "\nno memory" in failed["message"]
     monkeypatch.undo()
     assert fresh.train().losses == whole.losses
 

@@ -29,6 +29,8 @@ class ConsoleReporter:
                 return
             self._last_line = time.monotonic()
             print(f"{event.run}: {_progress_text(event)}", flush=True)
+        elif event.kind == "planned":
+            print(f"{event.run}: about {_duration(data['predicted_seconds'])} from step {data['step']}", flush=True)
         elif event.kind == "validation":
             print(f"{event.run}: step {data['step']}: {len(data['images'])} validation pictures", flush=True)
         elif event.kind == "checkpoint":

@@ -27,7 +27,6 @@ from .run_folder import CLIP_SCORE, RunFolder, name_of, step_folder
 from .run_pictures import RunPictures
 from .trained_weights import TrainedWeights
 from .training.checkpoints import WeightsFile, prune_checkpoints, save_checkpoint
-from .training.memory_plan import MemoryPlan
 from .training.session import StepRecord, TrainingSession
 from .training.weight_views import VALIDATED_WEIGHTS, WeightView
 from .validation.held_out_log import find_best
@@ -48,7 +47,6 @@ class Recorder:
     run: RunFolder
     session: TrainingSession
     weights: TrainedWeights
-    memory: MemoryPlan
     samples: Sequence[TrainingSample]
     held_out: Sequence[TrainingSample]
     """What is not trained on."""
@@ -126,7 +124,6 @@ class Recorder:
             "seconds_per_step": seconds_per_step,
             "eta_seconds": seconds_per_step * (total - record.step),
             "peak_memory_gib": record.peak_memory_gib,
-            "memory_plan": self.memory.sentence,
             "epoch": record.epoch,
         }
         self.context.emit(Event(kind="progress", run=self.run.name, data=data))

@@ -56,6 +56,21 @@ def plan_memory(
     return choose_plan(estimate, _budget(allowed, device, freedom), freedom)
 
 
+def memory_remedies(job: TrainJob, plan: MemoryPlan) -> list[str]:
+    """What would make a run smaller that took more than its plan said."""
+    remedies = []
+    if not job.train.gradient_checkpointing:
+        remedies.append("turn gradient_checkpointing on")
+    elif plan.peak_bytes is not None:
+        remedies.append(f"set memory to less than {plan.peak_bytes / GIB:.1f}")
+    if job.train.batch_size > 1:
+        remedies.append("lower batch_size")
+    remedies.append("lower the resolution of the dataset")
+    if job.adapter is not None and PRECISIONS[job.model.precision].matrix_dtype is None:
+        remedies.append("choose precision fp8, int8 or nf4 in Load Lumina2")
+    return remedies
+
+
 def memory_limit(job: TrainJob) -> float:
     """Bytes that the job may take on its device; infinite if it may take what is free."""
     allowed = parse_memory(job.train.memory)
@@ -64,7 +79,7 @@ def memory_limit(job: TrainJob) -> float:
 
 def _plain_plan(job: TrainJob) -> MemoryPlan:
     """On a CPU there is no memory of its own to fill: what gradient_checkpointing says."""
-    num_blocks = len(_describe_network(job).blocks)
+    num_blocks = len(describe_network(job).blocks)
     measures = Measures(num_recomputed=num_blocks if job.train.gradient_checkpointing else 0)
     asked = "on" if job.train.gradient_checkpointing else "off"
     sentence = f"memory: on the CPU, {describe(measures, num_blocks)}, for gradient_checkpointing is {asked}"
@@ -91,7 +106,7 @@ def estimate_step(
     has_second_loss = job.noise.low_resolution_weight > 0  # each picture comes once more, shrunk
     lengths = [
         (
-            max(map(_count_rows, s.embeds_paths)) * (2 if has_second_loss else 1),
+            max(map(count_rows, s.embeds_paths)) * (2 if has_second_loss else 1),
             s.width * s.height // TOKEN_PIXELS
             + (num_low_resolution_tokens(s.width, s.height) if has_second_loss else 0),
             s.repeats if s.folder_weight is None else most,
@@ -108,7 +123,7 @@ def estimate_step(
 
 def measure_job(job: TrainJob, weights: TrainedWeights, device: torch.device) -> ModelSize:
     """Sizes of a job's model with what is trained on it, from the headers of its files."""
-    network = _describe_network(job)
+    network = describe_network(job)
     with torch.device("meta"):
         weights.attach(network)
     is_whole = job.adapter is None
@@ -145,14 +160,14 @@ def _pads(job: TrainJob, device: torch.device) -> bool:
     return has_padded_attention(device, config.num_attention_heads, config.num_kv_heads, config.head_size)
 
 
-def _describe_network(job: TrainJob) -> Lumina2Transformer:
+def describe_network(job: TrainJob) -> Lumina2Transformer:
     """The job's network without weights."""
     config = read_config(Path(job.model.base_path))
     with torch.device("meta"):
         return Lumina2Transformer(config).requires_grad_(False)
 
 
-def _count_rows(path: Path) -> int:
+def count_rows(path: Path) -> int:
     """Tokens of a cached caption, from the header of its file."""
     with safe_open(path, "pt") as file:
         return file.get_slice(TENSOR).get_shape()[0]

@@ -29,6 +29,7 @@ from .lumina2.model_layouts import MODEL_LAYOUTS
 from .lumina2.precision import PRECISIONS
 from .lumina2.prompts import SYSTEM_PROMPTS, UNCONDITIONAL, resolve_system_prompt
 from .lumina2.timesteps import NoiseSettings
+from .out_of_memory import explained_out_of_memory
 from .publish.settings import HubSettings, TrackingSettings
 from .results import DatasetReport, TrainFullResult, TrainResult, ValidationResult
 from .run_folder import RunFolder, choose_file
@@ -128,6 +129,9 @@ def read_dataset_folder(
     return DatasetReport(dataset=whole, text=write_report(scanned), contact_sheet_path=sheet_path)
 
 
+@explained_out_of_memory(
+    "encoding pictures", ["set batch_size of Cache Latents to 1", "lower the resolution of the dataset"]
+)
 def cache_latents(
     settings: CacheLatentsSettings, *, model: Lumina2Model, dataset: Dataset, context: StepContext
 ) -> LatentCache:
@@ -151,6 +155,7 @@ def cache_latents(
         free_memory(context.device)
 
 
+@explained_out_of_memory("encoding captions", ["set batch_size of Cache Text Embeds to 1"])
 def cache_text_embeds(
     settings: CacheTextEmbedsSettings,
     *,

@@ -24,9 +24,11 @@ from .job import TrainJob
 from .job_record import describe_job, fingerprint_job
 from .lumina2.base_files import load_base_transformer
 from .observers import RunObserver, observing
+from .out_of_memory import explained_out_of_memory
 from .recorder import Recorder
 from .run_folder import RunFolder, open_run
-from .run_memory import memory_limit, plan_memory
+from .run_memory import memory_limit, memory_remedies, plan_memory
+from .run_time import announce_plan
 from .torch_state import preserved_torch_state
 from .trained_weights import TrainedWeights, choose_trained_weights
 from .training.checkpoints import list_checkpoints, load_checkpoint
@@ -116,10 +118,12 @@ def _train_to_end(
     start_peak_memory(context.device)
     weights.check(Path(job.model.base_path))
     memory = plan_memory(job, weights, samples, context.device)
-    logger.info("Run %s: %s", run.name, memory.sentence)
+    announce_plan(job, run, memory, samples, held_out, context)
     if job.rollout is not None:
         logger.info("Run %s: %s", run.name, job.rollout.sentence)
-    session = _start_session(job, weights, memory, samples, embeds, context)
+    remedies = memory_remedies(job, memory)
+    with explained_out_of_memory("loading the model", remedies):
+        session = _start_session(job, weights, memory, samples, embeds, context)
     _resume(session, run, weights)
     for observer in observers:
         observer.started(session.step)
@@ -128,7 +132,6 @@ def _train_to_end(
         run=run,
         session=session,
         weights=weights,
-        memory=memory,
         samples=samples,
         held_out=held_out,
         embeds=embeds,
@@ -136,12 +139,13 @@ def _train_to_end(
         context=context,
     )
     try:
-        recorder.start()
-        while session.step < job.train.steps:
-            if context.should_stop():
-                raise StopTraining
-            recorder.record_step(session.train_step())
-        recorder.finish()
+        with explained_out_of_memory("training", remedies):
+            recorder.start()
+            while session.step < job.train.steps:
+                if context.should_stop():
+                    raise StopTraining
+                recorder.record_step(session.train_step())
+            recorder.finish()
     except BaseException as error:
         if not isinstance(error, StopTraining):
             context.emit(Event(kind="failed", run=run.name, data={"step": session.step, "message": str(error)}))

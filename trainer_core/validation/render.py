@@ -20,6 +20,7 @@ from ..lumina2.sampling import initial_noise, sample_latents
 from ..lumina2.transformer import Lumina2Transformer
 from ..lumina2.vae import VAE_SCALE, decode_latents, load_vae
 from ..lumina2.vae_sizes import LATENT_CHANNELS
+from ..out_of_memory import explained_out_of_memory
 from .pictures import PlannedPicture, plan_pictures
 from .settings import PictureSettings
 
@@ -28,6 +29,7 @@ PLAIN: Mapping[str, Callable[[], AbstractContextManager[None]]] = MappingProxyTy
 NOTHING: Mapping[str, Path] = MappingProxyType({})
 
 
+@explained_out_of_memory("drawing pictures", ["lower width and height of the validation"])
 def render_pictures(
     settings: PictureSettings,
     *,

@@ -10,6 +10,13 @@ export function formatSeconds(seconds) {
   return `${Math.floor(whole / 3600)} h ${Math.floor((whole % 3600) / 60)} min`;
 }
 
+/** A guess of seconds, no finer than it can be: "40 s", "12 min" or "1.5 h". */
+export function formatRoughly(seconds) {
+  if (seconds < 90) return `${Math.max(10, 10 * Math.round(seconds / 10))} s`;
+  if (seconds < 5400) return `${Math.round(seconds / 60)} min`;
+  return `${(seconds / 3600).toFixed(1)} h`;
+}
+
 /** A loss or learning rate with as many digits as tell something. */
 export function formatNumber(value) {
   if (!Number.isFinite(value)) return "";

@@ -2,7 +2,7 @@
 
 import { ChartTabs } from "./chart_tabs.js";
 import { make } from "./elements.js";
-import { formatNumber, formatSeconds } from "./format.js";
+import { formatNumber, formatRoughly, formatSeconds } from "./format.js";
 import { Gallery } from "./gallery.js";
 
 const ACTIONS = ["stop", "save", "validate"];
@@ -28,7 +28,8 @@ export class ProgressPanel {
     this.charts = new ChartTabs(strings);
     this.facts = make("div", "lumina2-facts");
     this.values = Object.fromEntries([...FACTS, HELD_OUT].map((name) => [name, this.#addFact(name)]));
-    this.plan = make("div", "lumina2-caption");
+    this.prediction = make("div", "lumina2-caption lumina2-prediction");
+    this.plan = make("div", "lumina2-caption lumina2-plan");
     this.gallery = new Gallery({ strings, pictureUrl });
     this.buttons = make("div", "lumina2-buttons");
     this.actions = ACTIONS.map((action) => this.#addButton(action, onAction));
@@ -38,6 +39,7 @@ export class ProgressPanel {
       this.bar,
       this.charts.element,
       this.facts,
+      this.prediction,
       this.plan,
       this.gallery.element,
       this.buttons,
@@ -62,6 +64,14 @@ export class ProgressPanel {
     return button;
   }
 
+  /** What the run was expected to take before it began, such as "Fits in 6.9 GiB, about 12 min". */
+  #predict({ predictedPeak, predictedSeconds }) {
+    const words = this.strings;
+    const fits = Number.isFinite(predictedPeak) ? `${words.fitsIn} ${predictedPeak.toFixed(1)} GiB` : "";
+    const lasts = Number.isFinite(predictedSeconds) ? `${words.about} ${formatRoughly(predictedSeconds)}` : "";
+    return [fits, lasts].filter(Boolean).join(" · ");
+  }
+
   /** Show a view. */
   show(view) {
     const words = this.strings;
@@ -84,6 +94,7 @@ export class ProgressPanel {
     const measured = view.heldOut.at(-1);
     this.values.heldOut.textContent = measured ? `${formatNumber(measured[1])} (${words.step} ${measured[0]})` : "";
     for (const part of [this.values.heldOut, this.values.heldOut.previousSibling]) part.hidden = !measured;
+    this.prediction.textContent = this.#predict(view);
     this.plan.textContent = view.memoryPlan;
     this.gallery.show(view.validations);
     for (const button of this.actions) button.disabled = view.status !== "running";

@@ -20,6 +20,8 @@ export function emptyView() {
     gradNorm: NaN,
     memory: NaN,
     memoryPlan: "",
+    predictedPeak: NaN,
+    predictedSeconds: NaN,
     curves: { loss: [], learningRate: [], gradNorm: [], memory: [] },
     lossByBin: {},
     heldOut: [],
@@ -44,6 +46,8 @@ export function viewFromState(state) {
     gradNorm: state.grad_norm ?? NaN,
     memory: state.peak_memory_gib ?? NaN,
     memoryPlan: state.memory_plan ?? "",
+    predictedPeak: state.predicted_peak_gib ?? NaN,
+    predictedSeconds: state.predicted_seconds ?? NaN,
     curves: {
       loss: state.losses ?? [],
       learningRate: state.curves?.learning_rate ?? [],
@@ -63,6 +67,19 @@ export function viewAfterEvent(view, kind, detail) {
 }
 
 const EVENTS = {
+  planned(view, detail) {
+    return {
+      ...view,
+      status: "running",
+      message: "",
+      notice: noticeOf(view),
+      step: detail.step,
+      total: detail.total,
+      memoryPlan: detail.memory_plan,
+      predictedPeak: detail.predicted_peak_gib ?? NaN,
+      predictedSeconds: detail.predicted_seconds,
+    };
+  },
   progress(view, detail) {
     const values = {
       loss: detail.loss,
@@ -79,7 +96,6 @@ const EVENTS = {
       step: detail.step,
       total: detail.total,
       ...values,
-      memoryPlan: detail.memory_plan ?? view.memoryPlan,
       secondsPerStep: detail.seconds_per_step,
       etaSeconds: detail.eta_seconds,
       curves: Object.fromEntries(curves),

@@ -33,6 +33,8 @@ const STRINGS = {
     heldOut: "Held-out loss",
     weights_ema: "average",
     weights_base: "base",
+    fitsIn: "Fits in",
+    about: "About",
   },
   zh: {
     idle: "尚未训练",
@@ -66,6 +68,8 @@ const STRINGS = {
     heldOut: "留出损失",
     weights_ema: "平均权重",
     weights_base: "基础模型",
+    fitsIn: "可放入",
+    about: "约",
   },
   ja: {
     idle: "まだ学習していません",
@@ -99,6 +103,8 @@ const STRINGS = {
     heldOut: "保留データの損失",
     weights_ema: "平均",
     weights_base: "ベース",
+    fitsIn: "必要メモリ",
+    about: "約",
   },
   hi: {
     idle: "अभी प्रशिक्षण नहीं हुआ",
@@ -132,6 +138,8 @@ const STRINGS = {
     heldOut: "अलग रखे चित्रों की हानि",
     weights_ema: "औसत",
     weights_base: "आधार",
+    fitsIn: "इतने में आता है:",
+    about: "लगभग",
   },
 };
 

@@ -8,7 +8,7 @@ import { stringsFor } from "./strings.js";
 import { addStyles } from "./styles.js";
 
 const NODE_TYPES = ["Lumina2TrainLoRA", "Lumina2TrainFull"];
-const EVENT_KINDS = ["progress", "validation", "checkpoint", "finished", "failed", "notice", "held_out"];
+const EVENT_KINDS = ["planned", "progress", "validation", "checkpoint", "finished", "failed", "notice", "held_out"];
 const HEIGHT = 380;
 const NODE_WIDTH = 360;
 
