@@ -19,8 +19,7 @@ demo: install
 	$(BIN)/lumina2-trainer demo
 
 test: install
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --ignore tests/host --ignore tests/browser
-	$(BIN)/python -m pytest tests/host tests/browser
+	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
 
 check: install types
 	$(BIN)/ruff check .

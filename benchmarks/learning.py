@@ -47,6 +47,8 @@ class Choice:
     adapter: AdapterSettings = demo.LORA
     train: Mapping[str, Any] = field(default_factory=dict)
     """Fields of TrainLoRASettings."""
+    optimizer: Mapping[str, Any] = field(default_factory=dict)
+    """Fields of OptimizerSettings."""
     checkpoints: CheckpointSettings = field(default_factory=CheckpointSettings)
     weights: str = "live"
     """What is measured, see Save Adapter."""
@@ -64,14 +66,8 @@ def _lora(**changes: Any) -> Choice:
     return Choice(group="adapter", adapter=dataclasses.replace(demo.LORA, **changes))
 
 
-OPTIMIZER_CHANGES: dict[str, dict[str, Any]] = {
-    "lion": {"learning_rate": 1e-4},
-    "prodigy": {"learning_rate": 1.0},
-    "schedulefree": {"learning_rate": 2e-3, "lr_schedule": "constant"},
-    "came": {"learning_rate": 1e-4},
-    "muon": {"learning_rate": 2e-3},
-}
-"""What optimizers want otherwise than AdamW."""
+LEARNING_RATES = {"lion": 1e-4, "prodigy": 1.0, "schedulefree": 2e-3, "came": 1e-4, "muon": 2e-3}
+"""Of optimizers that want another one than AdamW's."""
 CHOICES: dict[str, Choice] = {
     REFERENCE: Choice(group="adapter"),
     "gaussian": _lora(init="gaussian"),
@@ -83,7 +79,8 @@ CHOICES: dict[str, Choice] = {
     **{
         name: Choice(
             group="optimizer",
-            train={"optimizer": name, "learning_rate": demo.TRAIN.learning_rate, **OPTIMIZER_CHANGES.get(name, {})},
+            train={"optimizer": name, "learning_rate": LEARNING_RATES.get(name, demo.TRAIN.learning_rate)},
+            optimizer={"lr_schedule": "constant"} if OPTIMIZERS[name].averages else {},
         )
         for name in OPTIMIZERS
         if name != demo.TRAIN.optimizer
@@ -137,7 +134,7 @@ class Demo:
             latents=self._latents,
             embeds=self._embeds,
             adapter_settings=choice.adapter,
-            optimizer_settings=dataclasses.replace(demo.OPTIMIZER, num_warmup_steps=warmup),
+            optimizer_settings=dataclasses.replace(demo.OPTIMIZER, num_warmup_steps=warmup, **choice.optimizer),
             checkpoints=choice.checkpoints,
             rollout=choice.rollout,
             context=self.context,

@@ -12,6 +12,13 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # tiny models: threads that wait 
 SUITES = ("host", "browser")
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """What shares a fixture stays in one process, in order: tests of one ComfyUI, otherwise those of one file."""
+    for item in items:
+        parameters = item.callspec.params if hasattr(item, "callspec") else {}
+        item.add_marker(pytest.mark.xdist_group(str(parameters.get("host") or item.path)))
+
+
 def pytest_terminal_summary(terminalreporter: Any) -> None:
     """One line for each suite that needs something which this machine may lack."""
     for suite in SUITES:
