@@ -25,11 +25,12 @@ from lumina2_trainer.trainer_core.validation.held_out_log import HeldOutLog
 from lumina2_trainer.trainer_core.validation.held_out_loss import held_out_losses
 from lumina2_trainer.trainer_core.validation.settings import ValidateSettings, ValidationSettings
 from lumina2_trainer.trainer_core.weight_names import BASE
+from PIL import Image
 from safetensors.torch import load_file
 
 from .full_setup import train_full
 from .test_train import StopAfter, assert_equal_tensors, final_tensors, log_of
-from .training_setup import TRAIN, Setup
+from .training_setup import PICTURES, TRAIN, Setup, make_setup
 
 HELD_OUT = ValidationSettings(held_out_share=0.3, held_out_step_interval=2)
 
@@ -211,7 +212,7 @@ def test_full_training_measures_the_base_before_it_is_gone(fresh: Setup, tmp_pat
 
 def test_best_weights_that_were_not_kept_cannot_be_saved(fresh: Setup) -> None:
     adapter = fresh.train(validation=replace(HELD_OUT, keep_best=False)).adapter
-    with pytest.raises(TrainerError, match=r'weights is "best", but there is no .* raise held_out_share'):
+    with pytest.raises(TrainerError, match=r'weights is "best", but there is no .* hold pictures out .held_out_share'):
         steps.save_adapter(steps.SaveAdapterSettings(weights="best"), adapter=adapter, context=fresh.context)
 
 
@@ -222,3 +223,21 @@ def test_a_share_that_leaves_nothing_is_refused_before_weights_load(
     with pytest.raises(TrainerError, match=r"held_out_share is 0\.3, which would hold out 5 of 5 pictures"):
         fresh.train(validation=HELD_OUT)
     assert not fresh.context.runs_dir.exists()
+
+
+def test_a_folder_is_measured_in_place_of_a_share(tmp_path: Path) -> None:
+    for name in ("setup", "plain"):
+        (tmp_path / name / "other").mkdir(parents=True)
+        for grey in (10, 90, 170):
+            Image.new("RGB", (64, 64), (grey,) * 3).save(tmp_path / name / "other" / f"{grey}.png")
+    other = replace(PICTURES, folder="other", caption_source="filename")
+    setup = make_setup(tmp_path / "setup", (PICTURES, replace(other, is_held_out=True)))
+    with pytest.raises(TrainerError, match="is_held_out is on for a folder, but nothing says when to measure it"):
+        setup.train()
+    result = setup.train(validation=replace(HELD_OUT, held_out_share=0.0))
+    lines = log_of(result.adapter.run_dir)
+    assert all(file.startswith("1/") for line in lines for file in line["files"])
+    assert [line["step"] for line in lines if "held_out" in line] == [2, 4, 6]
+    assert result.scores.startswith("Held-out loss of 3 pictures at step 6")
+    plain = make_setup(tmp_path / "plain", (PICTURES, other))
+    assert plain.latents.fingerprint != setup.latents.fingerprint, "another run"

@@ -87,7 +87,7 @@ class SaveAdapterSettings:
     """Precision of the saved weights; bf16 halves the file without a visible difference."""
     weights: str = setting(LIVE, choices=WEIGHTS, is_optional=True)
     """"live" is the adapter as trained, "ema" its running average (use_ema of Checkpoints and EMA), "best" what had
-    the lowest held-out loss (held_out_share of Validation Prompts)."""
+    the lowest held-out loss (held_out_share of Validation Prompts, is_held_out of Dataset Folder)."""
 
     def __post_init__(self) -> None:
         check_settings(self)
@@ -107,7 +107,7 @@ class SaveModelSettings:
     """Precision of the transformer's weights; text encoder and VAE stay as they are."""
     weights: str = setting(LIVE, choices=WEIGHTS, is_optional=True)
     """"live" is the model as trained, "ema" its running average (use_ema of Checkpoints and EMA), "best" what had
-    the lowest held-out loss (held_out_share of Validation Prompts)."""
+    the lowest held-out loss (held_out_share of Validation Prompts, is_held_out of Dataset Folder)."""
 
     def __post_init__(self) -> None:
         check_settings(self)

@@ -61,6 +61,7 @@ def train(job: TrainJob, context: StepContext) -> tuple[RunFolder, bool]:
         join_samples(latents, embeds), job.validation.held_out_share if job.validation else 0.0
     )
     _check_validation(job, embeds)
+    _check_held_out(job, held_out)
     _check_regularisation(job, samples)
     check_optimizer_device(job.train.optimizer, context.device)
     check_low_resolution(job.noise, samples)
@@ -251,6 +252,14 @@ def _check_validation(job: TrainJob, embeds: EmbedIndex) -> None:
         raise TrainerError(
             f"the validation prompt {missing!r} is not in the text cache:"
             " connect Validation Prompts to Cache Text Embeds as well as to Train"
+        )
+
+
+def _check_held_out(job: TrainJob, held_out: Sequence[TrainingSample]) -> None:
+    if held_out and job.validation is None:
+        raise TrainerError(
+            "is_held_out is on for a folder, but nothing says when to measure it: connect Validation Prompts (its"
+            " prompts may be empty), or turn is_held_out off in Dataset Folder"
         )
 
 

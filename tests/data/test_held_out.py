@@ -10,7 +10,9 @@ from lumina2_trainer.trainer_core.data.held_out import split_samples
 from lumina2_trainer.trainer_core.errors import TrainerError
 
 
-def sample(number: int, folder: int = 1, *, is_regularisation: bool = False) -> TrainingSample:
+def sample(
+    number: int, folder: int = 1, *, is_regularisation: bool = False, is_held_out: bool = False
+) -> TrainingSample:
     return TrainingSample(
         id=f"{folder}/{number}.png",
         file_name=f"{number}.png",
@@ -22,6 +24,7 @@ def sample(number: int, folder: int = 1, *, is_regularisation: bool = False) -> 
         repeats=1,
         folder=folder,
         is_regularisation=is_regularisation,
+        is_held_out=is_held_out,
         content_hash=f"content {number}",
     )
 
@@ -64,3 +67,22 @@ def test_a_split_that_leaves_nothing_is_refused() -> None:
     message = "held_out_share is 0.2, which would hold out 2 of 2 pictures and leave none"
     with pytest.raises(TrainerError, match=message):
         split_samples([sample(1), sample(2)], 0.2)
+
+
+def test_a_folder_is_held_out_with_its_copies_elsewhere_and_beside_a_share() -> None:
+    samples = [sample(n) for n in range(40)] + [sample(n, 2, is_held_out=True) for n in range(38, 43)]
+    training, held_out = split_samples(samples, 0.0)
+    assert {s.id for s in held_out} == {f"2/{n}.png" for n in range(38, 43)} | {"1/38.png", "1/39.png"}
+    assert [s.id for s in training] == [f"1/{n}.png" for n in range(38)]
+    with_share = held_out_ids(samples, 0.2)
+    assert with_share - {s.id for s in held_out} == held_out_ids([sample(n) for n in range(38)], 0.2)
+
+
+@pytest.mark.parametrize(
+    ("count", "others", "message"),
+    [(1, 5, "is_held_out is on for a single picture"), (3, 0, "is_held_out is on for all pictures")],
+)
+def test_a_folder_that_cannot_be_held_out_is_refused(count: int, others: int, message: str) -> None:
+    samples = [sample(n, 2, is_held_out=True) for n in range(count)] + [sample(9 + n) for n in range(others)]
+    with pytest.raises(TrainerError, match=message):
+        split_samples(samples, 0.0)

@@ -106,7 +106,7 @@ def test_entry_that_is_no_folder_of_pictures_is_left_out(tmp_path: Path, entry: 
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"type": "huggingface"}, "no entry with pictures in a folder"),
+        ({"type": "huggingface"}, "no entry with pictures to train on"),
         ({"instance_data_dir": None}, "multidatabackend.json, a: instance_data_dir is missing"),
         ({"resolution": "large"}, "multidatabackend.json, a: resolution is 'large': it must be a number"),
         ({"probability": 0}, "a: probability, as Dataset Folder: probability is 0"),

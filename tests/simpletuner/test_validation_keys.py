@@ -88,14 +88,17 @@ def test_interval_without_pictures_to_measure_does_nothing(tmp_path: Path) -> No
 
 
 @pytest.mark.parametrize("options", [PROMPT, {}, {**PROMPT, "validation_disable": True}], ids=str)
-def test_folder_to_measure_becomes_a_share(tmp_path: Path, options: dict[str, Any]) -> None:
+def test_folder_to_measure_becomes_one_that_is_held_out(tmp_path: Path, options: dict[str, Any]) -> None:
     config = minimal(**options, eval_steps_interval=50, num_eval_images=4, evaluation_type="clip")
     translation = translate_files(tmp_path, config, [PICTURES, EVAL])
     validation = validation_of(translation)
-    assert (validation.held_out_share, validation.held_out_step_interval) == (0.1, 50)
-    assert [dataset.folder for dataset in translation.datasets] == [PICTURES["instance_data_dir"]]
-    row = next(row for row in translation.rows if row.where.endswith(", measured"))
-    assert (row.state, "its own are not read" in row.note) == (MAPPED, True)
+    assert (validation.held_out_share, validation.held_out_step_interval) == (0.0, 50)
+    assert [(dataset.folder, dataset.is_held_out) for dataset in translation.datasets] == [
+        (PICTURES["instance_data_dir"], False),
+        (EVAL["instance_data_dir"], True),
+    ]
+    row = next(row for row in translation.rows if row.where.endswith(", measured") and row.key == "dataset_type")
+    assert row.state == MAPPED
     is_drawn = options == PROMPT
     assert validation.typed_prompts == (("a cat",) if is_drawn else ())
     assert bool(validation.clip_model) == validation.draw_base == validation.draw_unconditional == is_drawn

@@ -72,6 +72,8 @@ class TrainingSample:
     """How often the folder is drawn, relative to the others'; None if all samples are drawn alike."""
     is_regularisation: bool = False
     """Its target is what the base predicts, not the picture."""
+    is_held_out: bool = False
+    """It is measured on, and not trained on."""
     content_hash: str = ""
     """SHA-256 of the picture file."""
     mask_paths: tuple[Path, ...] = ()
@@ -207,6 +209,7 @@ def join_samples(latents: LatentIndex, embeds: EmbedIndex) -> tuple[TrainingSamp
             folder=numbers[sample.id],
             folder_weight=weights.get(numbers[sample.id]),
             is_regularisation=latents.folders[numbers[sample.id] - 1].is_regularisation,
+            is_held_out=latents.folders[numbers[sample.id] - 1].is_held_out,
             content_hash=sample.content_hash,
             mask_paths=latents.mask_paths_of(sample),
             mask_outside_weight=latents.folders[numbers[sample.id] - 1].mask_outside_weight,

@@ -118,6 +118,9 @@ class DatasetFolderSettings:
     """What the loss counts where a mask is black, beside 1 where it is white; 1 switches the masks off."""
     is_mask_required: bool = setting(True, is_optional=True)
     """A picture without a mask is an error; off, it is trained whole."""
+    is_held_out: bool = setting(False, is_optional=True)
+    """Nothing is learned from these pictures: the loss is measured on them, as Validation Prompts says, to see what
+    was not learned by heart. Copies of them in other folders are not trained on either."""
 
     def __post_init__(self) -> None:
         if self.crop_style == "face":
@@ -126,6 +129,10 @@ class DatasetFolderSettings:
                 " see; crop these pictures by hand, or choose center, corner or random"
             )
         check_settings(self)
+        if self.is_held_out and self.is_regularisation:
+            raise TrainerError(
+                "is_held_out and is_regularisation are both on: these pictures are trained on or they are not"
+            )
         if self.resolution % GRID:
             below = self.resolution // GRID * GRID
             raise TrainerError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 
 from ..errors import TrainerError
 from .cache import TrainingSample
@@ -17,9 +17,10 @@ def split_samples(
 ) -> tuple[tuple[TrainingSample, ...], tuple[TrainingSample, ...]]:
     """What is trained on, and what is held out.
 
-    A picture's content decides, so that adding, removing or renaming other files moves it to neither side, and all its
-    sizes and copies are on the same one. At least MIN_PICTURES are held out, those that would be first at a larger
-    share. Regularisation pictures never are: their target is the base, not they.
+    All pictures of some folders are held out, and a share of the others, of which a picture's content decides: adding,
+    removing or renaming other files moves it to neither side. All sizes and copies of a picture are on the same one. Of
+    a share at least MIN_PICTURES are held out, those that would be first at a larger one. Regularisation pictures never
+    are: their target is the base, not they.
 
     Args:
         samples: Of the whole dataset.
@@ -28,21 +29,33 @@ def split_samples(
     Raises:
         TrainerError: Nothing would be left to train on.
     """
-    if not share:
-        return tuple(samples), ()
-    ordered = sorted({sample.content_hash for sample in samples if not sample.is_regularisation}, key=_position)
+    held_out = {sample.content_hash for sample in samples if sample.is_held_out}
+    others = {sample.content_hash for sample in samples if not sample.is_regularisation} - held_out
+    if share:
+        held_out |= _choose(others, share)
+    elif len(held_out) == 1:
+        raise TrainerError(
+            "is_held_out is on for a single picture, and nobody knows how much another would differ: add a second one"
+        )
+    elif held_out and not others:
+        raise TrainerError("is_held_out is on for all pictures, which leaves none to train on: add a folder without it")
+    is_held_out = [sample.content_hash in held_out and not sample.is_regularisation for sample in samples]
+    return (
+        tuple(sample for sample, out in zip(samples, is_held_out, strict=True) if not out),
+        tuple(sample for sample, out in zip(samples, is_held_out, strict=True) if out),
+    )
+
+
+def _choose(contents: Collection[str], share: float) -> set[str]:
+    """A share of pictures, by their content."""
+    ordered = sorted(contents, key=_position)
     num_held_out = max(MIN_PICTURES, sum(_position(content) < share for content in ordered))
     if num_held_out >= len(ordered):
         raise TrainerError(
             f"held_out_share is {share:g}, which would hold out {min(num_held_out, len(ordered))} of {len(ordered)}"
             " pictures and leave none to train on: lower it, set it to 0, or add pictures"
         )
-    held_out = set(ordered[:num_held_out])
-    is_held_out = [sample.content_hash in held_out and not sample.is_regularisation for sample in samples]
-    return (
-        tuple(sample for sample, out in zip(samples, is_held_out, strict=True) if not out),
-        tuple(sample for sample, out in zip(samples, is_held_out, strict=True) if out),
-    )
+    return set(ordered[:num_held_out])
 
 
 def _position(content_hash: str) -> float:

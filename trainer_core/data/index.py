@@ -80,8 +80,10 @@ class LatentIndex:
         samples = [[s.id, s.latents, s.repeats, *s.more_latents] for s in self.samples]
         weights, priors = self.folder_weights, [f.is_regularisation for f in self.folders]
         content: list[Any] = [samples, weights, priors] if weights or any(priors) else samples
-        masks = [sample.masks for sample in self.samples]
-        return _hash_json([content, masks, [f.mask_outside_weight for f in self.folders]] if any(masks) else content)
+        masks, held_out = [sample.masks for sample in self.samples], [f.is_held_out for f in self.folders]
+        if any(masks):
+            content = [content, masks, [f.mask_outside_weight for f in self.folders]]
+        return _hash_json({"content": content, "held_out": held_out} if any(held_out) else content)
 
     @property
     def folder_weights(self) -> dict[int, float]:

@@ -59,6 +59,7 @@ def _describe_folder(folder: ScannedFolder) -> str:
 def _describe_mix(settings: DatasetFolderSettings) -> str:
     mix = f", probability {settings.probability:g}" if settings.probability != 1 else ""
     mix += ", sampling uniform" if settings.sampling == "uniform" else ""
+    mix += ", held out" if settings.is_held_out else ""
     return mix + (", regularisation" if settings.is_regularisation else "")
 
 

@@ -19,7 +19,6 @@ LOOKED_AT = (
     "dataset.mask_folder",
     "validation.prompt_library",
     "validation.clip_model",
-    "validation.held_out_share",
 )
 """Settings that need a file in its place, or mean something else than the key did: the note on the canvas says so."""
 

@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from ..data.buckets import GRID
+from .backends import kind_of
 from .mask_keys import MASK_KEYS
 from .rules import Options, Outcome, Rules, by, flag, ignored, lines, number, one_of, text, to, together, whole
 
@@ -20,6 +21,10 @@ def _folder(options: Options, key: str) -> Outcome:
     if not value:
         raise options.error(key, "the folder with the pictures")
     return Outcome(values={"dataset.folder": value})
+
+
+def _kind(options: Options, key: str) -> Outcome:
+    return Outcome(values={"dataset.is_held_out": True} if kind_of(options) == "eval" else {"dataset": ""})
 
 
 def _crop(options: Options, key: str) -> Outcome:
@@ -153,8 +158,10 @@ def _shuffle(options: Options, key: str) -> Outcome:
 DATASET_KEYS: Rules = {
     "id": ignored("folders are told apart by their path"),
     "type": together("dataset", "local is a folder; a backend of another type is left out as a whole"),
-    "dataset_type": together(
-        "dataset", "image is Dataset Folder, text_embeds is Cache Text Embeds; others are left out"
+    "dataset_type": by(
+        _kind,
+        "dataset.is_held_out",
+        note="image is Dataset Folder, eval has is_held_out on, text_embeds is Cache Text Embeds; others are left out",
     ),
     "disabled": together("dataset", "a backend that is disabled is left out as a whole"),
     "instance_data_dir": by(_folder, "dataset.folder", default=""),

@@ -22,7 +22,7 @@ from .rollout_keys import ROLLOUT_KEYS, why_not_rolled
 from .rules import Options, Rules, defaults_of, find_rule, flag
 from .run_keys import RUN_KEYS, is_full, is_lycoris
 from .sharing_keys import OTHER_KEYS, SHARING_KEYS
-from .validation_keys import HELD_OUT_SHARE, NO_PICTURES, VALIDATION_KEYS, has_prompts, measures_held_out
+from .validation_keys import NO_PICTURES, VALIDATION_KEYS, has_prompts, measures_held_out
 
 CONFIG_TOPICS: Mapping[str, Rules] = {
     "The run": RUN_KEYS,
@@ -44,7 +44,7 @@ OPTIONAL = ("lora", "lycoris", "rollout", "validation", "tracking", "hub")
 
 KINDS = {
     "image": "",
-    "eval": "left out: eval_loss_disable is on",
+    "eval": "",
     "conditioning": "left out: conditioning_data of no data backend with pictures names it, or names another before it",
     "image_embeds": "left out: latents are cached in output/lumina2_trainer/cache",
     "text_embeds": "",
@@ -111,9 +111,10 @@ def translate(config: Options, backends: Backends, lycoris: Options | None) -> T
     rows = [_without_parts(row, off) for row in rows if row.state != DEFAULT or not _is_off(row, off)]
     shared = {name: value for row in rows for name, value in row.settings.items() if name.startswith("dataset.")}
     datasets, data_rows = _read_backends(config, shared)
-    if not datasets:
+    if all(dataset.is_held_out for dataset in datasets):
         raise TrainerError(
-            f"{backends.where}: no entry with pictures in a folder of this machine is left: add one with type local"
+            f"{backends.where}: no entry with pictures to train on in a folder of this machine is left:"
+            " add one with type local"
         )
     rows += data_rows
     parts = [*ALWAYS, *(part for part in OPTIONAL if part not in off)]
@@ -219,15 +220,14 @@ def _read_whole(options: Options, config: Options) -> Row | None:
         return dataclasses.replace(row, note="left out: it is disabled")
     if kind not in KINDS:
         raise options.error("dataset_type", f"one of {', '.join(KINDS)}")
-    if kind == "eval" and measures_held_out(config):
-        note = "a tenth of the pictures to train on is kept out and measured in its place; its own are not read"
-        return dataclasses.replace(row, state=MAPPED, settings={"validation.held_out_share": HELD_OUT_SHARE}, note=note)
     if kind == CONDITIONING and is_mask_in_use(options, config.backends):
         note = "its folder is mask_folder of those that name it in conditioning_data"
         return dataclasses.replace(row, state=MAPPED, settings={"dataset": ""}, note=note)
     if kind == CONDITIONING and why_unusable(options):
         return dataclasses.replace(row, note=f"left out: {why_unusable(options)}")
-    if kind == "image" and not is_folder(options):
+    if kind == "eval" and not measures_held_out(config):
+        return dataclasses.replace(row, note="left out: eval_loss_disable is on")
+    if kind in ("image", "eval") and not is_folder(options):
         why = f"it is of type {place_of(options)}, and pictures are read from folders"
         return dataclasses.replace(row, note=f"left out: {why}: copy them into one, type local")
     return dataclasses.replace(row, note=KINDS[kind]) if KINDS[kind] else None

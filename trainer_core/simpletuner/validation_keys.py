@@ -10,8 +10,6 @@ from .rules import Options, Outcome, Parse, Rules, by, count, flag, ignored, lin
 
 SIDE = 16
 """Pixels that a validation picture's sides are multiples of."""
-HELD_OUT_SHARE = 0.1
-"""Of the pictures, where SimpleTuner measures the loss on a folder of its own."""
 CLIP_MODEL = "openai/clip-vit-large-patch14"
 CLIP_MODELS = {"": CLIP_MODEL, f"{CLIP_MODEL}-336": CLIP_MODEL}
 """What is taken in the place of SimpleTuner's default."""
@@ -208,12 +206,12 @@ SCORE_KEYS: Rules = {
     ),
     "eval_loss_disable": by(
         lambda options, key: Outcome(note="no held-out loss" if flag(options, key) else "off"),
-        note="true leaves held_out_share of Validation Prompts at 0",
+        note="true leaves out data backends whose dataset_type is eval",
     ),
     "eval_epoch_interval": ignored("the held-out loss is counted in steps: eval_steps_interval"),
     "eval_timesteps": ignored("how many times a held-out picture is measured at is fixed, and always the same ones"),
     "eval_dataset_pooling": ignored("all held-out pictures give one mean, with its interval"),
     "eval_*": ignored("the held-out loss has no such setting"),
-    "num_eval_images": ignored("how many pictures are measured is held_out_share of Validation Prompts"),
+    "num_eval_images": ignored("all pictures of a data backend whose dataset_type is eval are measured"),
 }
 VALIDATION_KEYS: Rules = {**PICTURE_KEYS, **SCORE_KEYS}

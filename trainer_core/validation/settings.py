@@ -153,10 +153,10 @@ class ValidationSettings(PictureSettings, _First):
     picture's content decides, so adding files moves none. Changing it starts a new run."""
     held_out_step_interval: int = setting(100, minimum=0, maximum=1000000, is_optional=True)
     """Optimizer steps between measurements of the held-out loss; each takes as long as 3 passes over the held-out
-    pictures in training. 0 measures only at the end. For held_out_share."""
+    pictures in training. 0 measures only at the end. For held_out_share, and folders with is_held_out."""
     keep_best: bool = setting(True, is_optional=True)
     """Keep the weights with the lowest held-out loss as a second file; Save Adapter and Save Model can choose it. For
-    held_out_share."""
+    held_out_share, and folders with is_held_out."""
 
 
 @dataclass(frozen=True, kw_only=True)
