@@ -144,6 +144,28 @@ def test_charts_are_chosen_by_tabs(open_page: Callable[..., Frontend], server: H
         assert frontend.errors == []
 
 
+def test_memory_and_time_are_shown_before_the_first_step(open_page: Callable[..., Frontend]) -> None:
+    frontend = open_page(settings=CLASSIC)
+    load_prompt(frontend, training_prompt(run_name="planned"))
+    node = frontend.page.evaluate("() => String(window.app.graph._nodes.find((n) => n.type === 'Lumina2TrainLoRA').id)")
+    planned = {
+        "run": "planned",
+        "node": node,
+        "step": 0,
+        "total": 1000,
+        "memory_plan": "memory: 7.5 GiB free, keeping 4 of 30 blocks' activations, predicted peak 6.9 GiB",
+        "predicted_peak_gib": 6.93,
+        "predicted_seconds": 742.0,
+    }
+    frontend.page.evaluate(
+        "(detail) => window.app.api.dispatchEvent(new CustomEvent('lumina2_trainer.planned', { detail }))", planned
+    )
+    state = panel_state(frontend)
+    assert (state["status"], state["text"]) == ("running", "Training · Step 0 of 1000")
+    assert (state["facts"]["memory"], state["facts"]["timeLeft"]) == ("fits in 6.9 GiB", "about 12 min")
+    assert frontend.errors == []
+
+
 def test_held_out_loss_is_drawn_beside_the_loss(open_page: Callable[..., Frontend], server: HostServer) -> None:
     prompt = training_prompt(run_name="held_out", steps=4)
     prompt["prompts"]["inputs"] |= {"held_out_share": 0.4, "held_out_step_interval": 2}

@@ -30,6 +30,9 @@ def count_steps(server: HostServer, name: str) -> int:
 def test_training_sends_events_and_leaves_a_finished_run(server: HostServer) -> None:
     outcome = server.run_prompt(training_prompt(run_name="events", steps=6))
     assert outcome.kind == "execution_success", outcome.data
+    (planned,) = outcome.of_kind("lumina2_trainer.planned")
+    assert (planned["run"], planned["node"], planned["total"]) == ("events", "train", 6)
+    assert planned["predicted_seconds"] > 0
     progress = [data for data in outcome.of_kind("lumina2_trainer.progress") if data["run"] == "events"]
     assert progress
     assert {data["node"] for data in progress} == {"train"}

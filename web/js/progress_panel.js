@@ -28,8 +28,7 @@ export class ProgressPanel {
     this.charts = new ChartTabs(strings);
     this.facts = make("div", "lumina2-facts");
     this.values = Object.fromEntries([...FACTS, HELD_OUT].map((name) => [name, this.#addFact(name)]));
-    this.prediction = make("div", "lumina2-caption lumina2-prediction");
-    this.plan = make("div", "lumina2-caption lumina2-plan");
+    this.plan = make("div", "lumina2-caption");
     this.gallery = new Gallery({ strings, pictureUrl });
     this.buttons = make("div", "lumina2-buttons");
     this.actions = ACTIONS.map((action) => this.#addButton(action, onAction));
@@ -39,7 +38,6 @@ export class ProgressPanel {
       this.bar,
       this.charts.element,
       this.facts,
-      this.prediction,
       this.plan,
       this.gallery.element,
       this.buttons,
@@ -64,12 +62,18 @@ export class ProgressPanel {
     return button;
   }
 
-  /** What the run was expected to take before it began, such as "Fits in 6.9 GiB, about 12 min". */
-  #predict({ predictedPeak, predictedSeconds }) {
-    const words = this.strings;
-    const fits = Number.isFinite(predictedPeak) ? `${words.fitsIn} ${predictedPeak.toFixed(1)} GiB` : "";
-    const lasts = Number.isFinite(predictedSeconds) ? `${words.about} ${formatRoughly(predictedSeconds)}` : "";
-    return [fits, lasts].filter(Boolean).join(" · ");
+  /** Time that is left: measured, or guessed before the first step. */
+  #timeLeft({ status, etaSeconds, predictedSeconds }) {
+    if (status !== "running") return "";
+    if (Number.isFinite(etaSeconds)) return formatSeconds(etaSeconds);
+    return Number.isFinite(predictedSeconds) ? `${this.strings.about} ${formatRoughly(predictedSeconds)}` : "";
+  }
+
+  /** Peak memory: measured, or predicted before the first step. */
+  #memory({ status, memory, predictedPeak }) {
+    if (Number.isFinite(memory)) return `${memory.toFixed(1)} GiB`;
+    const isKnown = status === "running" && Number.isFinite(predictedPeak);
+    return isKnown ? `${this.strings.fitsIn} ${predictedPeak.toFixed(1)} GiB` : "";
   }
 
   /** Show a view. */
@@ -88,13 +92,12 @@ export class ProgressPanel {
     this.values.loss.textContent = formatNumber(view.loss);
     this.values.learningRate.textContent = formatNumber(view.learningRate);
     this.values.secondsPerStep.textContent = formatSeconds(view.secondsPerStep);
-    this.values.timeLeft.textContent = view.status === "running" ? formatSeconds(view.etaSeconds) : "";
+    this.values.timeLeft.textContent = this.#timeLeft(view);
     this.values.gradNorm.textContent = formatNumber(view.gradNorm);
-    this.values.memory.textContent = Number.isFinite(view.memory) ? `${view.memory.toFixed(1)} GiB` : "";
+    this.values.memory.textContent = this.#memory(view);
     const measured = view.heldOut.at(-1);
     this.values.heldOut.textContent = measured ? `${formatNumber(measured[1])} (${words.step} ${measured[0]})` : "";
     for (const part of [this.values.heldOut, this.values.heldOut.previousSibling]) part.hidden = !measured;
-    this.prediction.textContent = this.#predict(view);
     this.plan.textContent = view.memoryPlan;
     this.gallery.show(view.validations);
     for (const button of this.actions) button.disabled = view.status !== "running";

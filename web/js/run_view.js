@@ -42,7 +42,7 @@ export function viewFromState(state) {
     loss: state.loss ?? NaN,
     learningRate: state.learning_rate ?? NaN,
     secondsPerStep: state.seconds_per_step ?? NaN,
-    etaSeconds: state.status === "running" ? (state.total - state.step) * state.seconds_per_step : NaN,
+    etaSeconds: state.status === "running" ? (state.total - state.step) * (state.seconds_per_step ?? NaN) : NaN,
     gradNorm: state.grad_norm ?? NaN,
     memory: state.peak_memory_gib ?? NaN,
     memoryPlan: state.memory_plan ?? "",
@@ -78,6 +78,7 @@ const EVENTS = {
       memoryPlan: detail.memory_plan,
       predictedPeak: detail.predicted_peak_gib ?? NaN,
       predictedSeconds: detail.predicted_seconds,
+      etaSeconds: NaN,
     };
   },
   progress(view, detail) {

@@ -33,8 +33,8 @@ const STRINGS = {
     heldOut: "Held-out loss",
     weights_ema: "average",
     weights_base: "base",
-    fitsIn: "Fits in",
-    about: "About",
+    fitsIn: "fits in",
+    about: "about",
   },
   zh: {
     idle: "尚未训练",
