@@ -26,6 +26,7 @@ DOCS_DIR = PACK_DIR / "docs"
 CANVAS_EXAMPLE = "train_lora_on_demo"
 FAULTY_FOLDER = "my_pictures"
 WINDOW_SIZE = (2200, 1150)
+TALL_WINDOW_SIZE = (1500, 2300)
 THUMBNAIL_WIDTH = 800
 STEP_IS_REACHED = "(step) => Number(document.querySelector('.lumina2-progress').dataset.step) >= step"
 IS_FINISHED = "() => document.querySelector('.lumina2-progress').dataset.status === 'finished'"
@@ -53,8 +54,10 @@ def main() -> None:
                     photograph(frontend, path, arguments.step)
                     if path.stem == CANVAS_EXAMPLE:
                         photograph_panel(frontend)
-                        write_faulty_folder(base_dir / "input" / FAULTY_FOLDER)
-                        photograph_report(frontend)
+            if not arguments.example or CANVAS_EXAMPLE in arguments.example:
+                write_faulty_folder(base_dir / "input" / FAULTY_FOLDER)
+                with open_frontend(browser, server, settings=SETTINGS, size=TALL_WINDOW_SIZE) as frontend:
+                    photograph_report(frontend)
 
 
 def photograph(frontend: Frontend, path: Path, step: int) -> None:
@@ -103,7 +106,7 @@ def write_faulty_folder(folder: Path) -> None:
 
 
 def photograph_report(frontend: Frontend) -> None:
-    """Dataset Folder with what it has to say of the faulty folder."""
+    """What Dataset Folder has to say of the faulty folder: its report and contact sheet, without the widgets above."""
     frontend.add_node("Lumina2DatasetFolder")
     frontend.page.evaluate(
         """(folder) => {
@@ -115,8 +118,12 @@ def photograph_report(frontend: Frontend) -> None:
     )
     frontend.queue()
     frontend.page.wait_for_function("() => document.querySelector('.lumina2-text')?.textContent.includes('Pictures')")
-    show_node(frontend, "Lumina2DatasetFolder", size=(620, 1500))
-    frontend.page.screenshot(path=DOCS_DIR / "dataset_report.png", clip=node_box(frontend))
+    show_node(frontend, "Lumina2DatasetFolder", size=(780, 2150))
+    clip, text = node_box(frontend), frontend.page.locator(".lumina2-text").bounding_box()
+    assert text is not None
+    clip["height"] -= text["y"] - clip["y"]
+    clip["y"] = text["y"]
+    frontend.page.screenshot(path=DOCS_DIR / "dataset_report.png", clip=clip)
 
 
 def show_node(frontend: Frontend, node_type: str, size: tuple[int, int] | None = None) -> None:
