@@ -47,3 +47,8 @@ ANY_RUN = "run "
 def run_topic(run_name: str | None) -> str:
     """The topic of the runs of one name; of all runs if the name is unknown because another node gives it."""
     return ANY_RUN + (run_name or "")
+
+
+def pictures_topic(name: str | None) -> str:
+    """The topic of pictures written as a dataset under one name; of all names if another node gives it."""
+    return f"pictures {name or ''}"
