@@ -9,7 +9,7 @@ from torch import Tensor
 
 from ..trainer_core.data.folder import Dataset
 from ..trainer_core.dataset_from_images import DatasetFromImagesSettings, read_dataset_from_images
-from . import host, sockets
+from . import file_watch, host, sockets
 from .pictures import read_images
 from .widgets import build_widgets
 
@@ -47,7 +47,7 @@ class DatasetFromImages(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, name: list[str | None] | None = None, **widgets: Any) -> int:
-        return host.count_lost_pictures(name[0] if name else None)
+        return file_watch.count_lost_pictures(name[0] if name else None)
 
     @classmethod
     def execute(cls, images: list[Tensor], dataset: list[Dataset] | None = None, **widgets: Any) -> io.NodeOutput:
@@ -56,7 +56,7 @@ class DatasetFromImages(io.ComfyNode):
             report = read_dataset_from_images(
                 settings, images=images, dataset=dataset[0] if dataset else None, context=context
             )
-            host.watch_pictures(settings.name, report.dataset.folders[-1].path)
+            file_watch.watch_pictures(settings.name, report.dataset.folders[-1].path)
             sheet = read_images([report.contact_sheet_path])
             ui = {**host.show_pictures([report.contact_sheet_path]), "text": [report.text]}
             return io.NodeOutput(report.dataset, report.text, sheet, ui=ui)

@@ -29,7 +29,7 @@ from ..trainer_core.lumina2.base_files import (
     VAE_KINDS,
 )
 from ..trainer_core.torch_state import preserved_torch_state
-from .file_watch import ANY_RUN, FILES, pictures_topic, run_topic
+from .file_watch import ANY_RUN, FILES, run_topic
 from .live_runs import RUNS, Status
 from .throttle import Throttle
 
@@ -264,17 +264,6 @@ def watch_cache(folder: str, index_path: str) -> None:
 def count_lost_caches(folder: str) -> int:
     """How many caches of this kind were deleted or damaged: a fingerprint that makes the host run the node again."""
     return FILES.count_lost(folder)
-
-
-def watch_pictures(name: str, path: str) -> None:
-    """Remember the folder of written pictures that a node's output points to."""
-    for topic in (pictures_topic(name), pictures_topic(None)):
-        FILES.add(topic, Path(path))
-
-
-def count_lost_pictures(name: str | None) -> int:
-    """How many folders of this name were deleted or replaced, of any if it is None: as `count_lost_caches`."""
-    return FILES.count_lost(pictures_topic(name))
 
 
 def watch_run(run_name: str, final_path: str) -> None:
