@@ -98,7 +98,7 @@ const STRINGS = {
     count_perhaps_long: "{n} 张可能过长",
     mark_missing: "没有描述",
     mark_shared: "{n} 张共用",
-    mark_long: "过长：{length}  个 token，上限 {limit}",
+    mark_long: "过长：{length} 个 token，上限 {limit}",
     mark_perhaps_long: "可能过长",
     column_picture: "图片",
     column_bucket: "尺寸",
