@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -103,6 +104,22 @@ def test_list_of_pictures_is_one_dataset(server: HostServer) -> None:
     run(server, prompt)
     (folder,) = sets_of(server, "listed")
     assert [path.read_text("utf-8") for path in sorted(folder.glob("*.txt"))] == ["a red disc", "a blue disc"]
+
+
+def test_unchanged_pictures_are_not_written_or_read_again(server: HostServer) -> None:
+    prompt = made_pictures(server, "cached")
+    run(server, prompt)
+    (cached,) = run(server, prompt).of_kind("execution_cached")
+    assert {"made", "table"} <= set(cached["nodes"])
+
+
+def test_deleted_pictures_are_written_again(server: HostServer) -> None:
+    prompt = made_pictures(server, "deleted")
+    run(server, prompt)
+    (folder,) = sets_of(server, "deleted")
+    shutil.rmtree(folder)
+    run(server, prompt)
+    assert sets_of(server, "deleted") == [folder]
 
 
 def test_replaced_pictures_are_written_again_when_they_come_back(server: HostServer) -> None:

@@ -73,7 +73,9 @@ function makeRegion(words) {
 function attach(node) {
   const words = stringsFor(app.extensionManager?.setting?.get("Comfy.Locale") ?? navigator.language);
   const region = makeRegion(words);
-  const widget = node.addDOMWidget("captions", "lumina2_captions", region, {
+  const frame = make("div", "lumina2-table-frame");
+  frame.append(region);
+  const widget = node.addDOMWidget("captions", "lumina2_captions", frame, {
     serialize: false,
     hideOnZoom: false,
     getMinHeight: () => HEIGHT,
