@@ -11,8 +11,9 @@ import numpy as np
 from lumina2_trainer.trainer_core.cli import main
 from PIL import Image
 
-from .prompts import training_prompt
-from .server import HostServer, Outcome
+from .checkouts import Host
+from .prompts import training_prompt, write_tiny_files
+from .server import HostServer, Outcome, start_server
 
 FILES = ("one.png", "two.png")
 
@@ -122,15 +123,16 @@ def test_deleted_pictures_are_written_again(server: HostServer) -> None:
     assert sets_of(server, "deleted") == [folder]
 
 
-def test_replaced_pictures_are_written_again_when_they_come_back(server: HostServer) -> None:
-    first = made_pictures(server, "replaced")
-    run(server, first)
-    (folder,) = sets_of(server, "replaced")
-    run(server, made_pictures(server, "replaced", captions="one\ntwo"))
-    assert sets_of(server, "replaced") != [folder]
-    outcome = run(server, first)
-    assert sets_of(server, "replaced") == [folder]
-    assert shown(outcome, "table")["caption_table"][0]["total"] == 2
+def test_replaced_pictures_are_written_again_where_the_host_remembers_old_outputs(host: Host, tmp_path: Path) -> None:
+    write_tiny_files(tmp_path)
+    with start_server(host, tmp_path, "--cache-lru", "100") as server:
+        first = made_pictures(server, "replaced")
+        run(server, first)
+        (folder,) = sets_of(server, "replaced")
+        run(server, made_pictures(server, "replaced", captions="one\ntwo"))
+        assert sets_of(server, "replaced") != [folder]
+        run(server, first)
+        assert sets_of(server, "replaced") == [folder]
 
 
 def test_same_workflow_runs_without_the_host_on_what_it_wrote(server: HostServer, tmp_path: Path) -> None:
