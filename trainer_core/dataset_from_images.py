@@ -53,6 +53,7 @@ class DatasetFromImagesSettings:
     probability: float = same_as(DatasetFolderSettings, "probability")
     sampling: str = same_as(DatasetFolderSettings, "sampling")
     is_regularisation: bool = same_as(DatasetFolderSettings, "is_regularisation")
+    is_held_out: bool = same_as(DatasetFolderSettings, "is_held_out")
 
     def __post_init__(self) -> None:
         check_settings(self)
