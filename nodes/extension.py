@@ -11,8 +11,10 @@ class Lumina2TrainerExtension(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         from . import (
             caches,
+            caption_table,
             compare,
             dataset,
+            dataset_from_images,
             inference,
             load,
             publish_nodes,
@@ -29,6 +31,8 @@ class Lumina2TrainerExtension(ComfyExtension):
         return [
             load.LoadLumina2,
             dataset.DatasetFolder,
+            dataset_from_images.DatasetFromImages,
+            caption_table.CaptionTable,
             caches.CacheLatents,
             caches.CacheTextEmbeds,
             train_lora.TrainLoRA,

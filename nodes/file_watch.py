@@ -47,3 +47,18 @@ ANY_RUN = "run "
 def run_topic(run_name: str | None) -> str:
     """The topic of the runs of one name; of all runs if the name is unknown because another node gives it."""
     return ANY_RUN + (run_name or "")
+
+
+def watch_pictures(name: str, path: str) -> None:
+    """Remember the folder of pictures, written under a name, that a node's output points to."""
+    for topic in (_pictures_topic(name), _pictures_topic(None)):
+        FILES.add(topic, Path(path))
+
+
+def count_lost_pictures(name: str | None) -> int:
+    """How many of these folders were deleted or replaced, of any name if it is None: a fingerprint."""
+    return FILES.count_lost(_pictures_topic(name))
+
+
+def _pictures_topic(name: str | None) -> str:
+    return f"pictures {name or ''}"

@@ -19,7 +19,7 @@ from .training.settings import CheckpointSettings, OptimizerSettings
 from .validation.settings import ValidationSettings
 from .weight_names import EMA
 
-RESERVED_RUN_NAMES = frozenset({"cache", "diffusers", "validations"})
+RESERVED_RUN_NAMES = frozenset({"cache", "datasets", "diffusers", "validations"})
 """Folders beside the runs that hold something else."""
 FULL_PRECISIONS = ("bf16", "fp32")
 """Precisions of a model whose own weights are trained."""

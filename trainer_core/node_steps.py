@@ -9,8 +9,10 @@ from typing import Any
 from . import steps
 from .adapters.lora import LoRASettings
 from .adapters.lycoris_settings import LyCORISSettings
+from .caption_table import CaptionTableSettings, read_caption_table
 from .compare import CompareSettings, compare
 from .data.folder import DatasetFolderSettings
+from .dataset_from_images import DatasetFromImagesSettings, read_dataset_from_images
 from .job import TrainFullSettings, TrainLoRASettings
 from .lumina2.model_files import LoadSettings
 from .lumina2.timesteps import NoiseSettings
@@ -41,6 +43,18 @@ NODE_STEPS: dict[str, NodeStep] = {
         run=steps.read_dataset_folder,
         sockets=("dataset",),
         outputs=("dataset", None, None),
+    ),
+    "Lumina2DatasetFromImages": NodeStep(
+        settings=DatasetFromImagesSettings,
+        run=read_dataset_from_images,
+        sockets=("dataset",),
+        outputs=("dataset", None, None),
+    ),
+    "Lumina2CaptionTable": NodeStep(
+        settings=CaptionTableSettings,
+        run=read_caption_table,
+        sockets=("dataset", "model"),
+        outputs=("dataset", None),
     ),
     "Lumina2CacheLatents": NodeStep(
         settings=steps.CacheLatentsSettings, run=steps.cache_latents, sockets=("model", "dataset")

@@ -5,20 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .data.folder import Dataset
 from .job import Adapter
 from .lumina2.model_files import Lumina2Model
-
-
-@dataclass(frozen=True, kw_only=True)
-class DatasetReport:
-    """What Dataset Folder found."""
-
-    dataset: Dataset
-    text: str
-    """Counts, buckets, warnings; for people."""
-    contact_sheet_path: Path
-    """PNG with thumbnails, captions and buckets."""
 
 
 @dataclass(frozen=True, kw_only=True)

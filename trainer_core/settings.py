@@ -44,6 +44,17 @@ def setting(
     return dataclasses.field(default=default, metadata={**limits, **flags})
 
 
+def same_as(source: type, name: str) -> Any:
+    """A field with the default, the limits and the sentence of another dataclass's setting of the same name.
+
+    Args:
+        source: The dataclass that declares it with `setting`.
+        name: Its name there, which must be its name here.
+    """
+    field = next(field for field in dataclasses.fields(source) if field.name == name)
+    return dataclasses.field(default=field.default, metadata={**field.metadata, "source": source})
+
+
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class SettingField:
     """One field of a settings dataclass, as nodes and docs need it."""
@@ -97,11 +108,12 @@ def describe_settings(cls: type) -> list[SettingField]:
             continue
         limits = dict(field.metadata)
         choices = limits.pop("choices")
+        source = limits.pop("source", None)
         fields.append(
             SettingField(
                 name=field.name,
                 default=field.default,
-                docstring=docstrings[field.name],
+                docstring=(_docstrings(source) if source else docstrings)[field.name],
                 choices=tuple(choices() if callable(choices) else choices),
                 **limits,
             )

@@ -15,11 +15,9 @@ from .adapters.lora import LoRASettings
 from .context import StepContext
 from .data.cache import EmbedCache, LatentCache
 from .data.cache_latents import PictureEncoder, fill_latent_cache
-from .data.contact_sheet import draw_contact_sheet
 from .data.entry_writer import AUTOMATIC_BATCH_SIZE
 from .data.folder import Dataset, DatasetFolderSettings, open_dataset
-from .data.report import write_report
-from .data.scan import scan_dataset
+from .dataset_report import DatasetReport, report_dataset
 from .files import find_free_path
 from .job import Adapter, TrainFullSettings, TrainJob, TrainLoRASettings
 from .lumina2.base_files import find_model_files
@@ -31,7 +29,7 @@ from .lumina2.prompts import SYSTEM_PROMPTS, UNCONDITIONAL, resolve_system_promp
 from .lumina2.timesteps import NoiseSettings
 from .out_of_memory import explained_out_of_memory
 from .publish.settings import HubSettings, TrackingSettings
-from .results import DatasetReport, TrainFullResult, TrainResult, ValidationResult
+from .results import TrainFullResult, TrainResult, ValidationResult
 from .run_folder import RunFolder, choose_file
 from .scores import describe_run_losses, describe_scores
 from .settings import check_file_name, check_settings, setting
@@ -123,10 +121,7 @@ def read_dataset_folder(
     settings: DatasetFolderSettings, *, dataset: Dataset | None = None, context: StepContext
 ) -> DatasetReport:
     """Read a folder and report on it; `dataset` is an earlier one to add to."""
-    whole = open_dataset(settings, earlier=dataset, context=context)
-    scanned = scan_dataset(whole, context)
-    sheet_path = draw_contact_sheet(scanned, context.cache_dir / "contact_sheets")
-    return DatasetReport(dataset=whole, text=write_report(scanned), contact_sheet_path=sheet_path)
+    return report_dataset(open_dataset(settings, earlier=dataset, context=context), context)
 
 
 @explained_out_of_memory(

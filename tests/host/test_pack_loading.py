@@ -15,6 +15,8 @@ from .server import PACK_FOLDER, HostServer
 NODE_IDS = {
     "Lumina2Load",
     "Lumina2DatasetFolder",
+    "Lumina2DatasetFromImages",
+    "Lumina2CaptionTable",
     "Lumina2CacheLatents",
     "Lumina2CacheTextEmbeds",
     "Lumina2TrainLoRA",
@@ -37,6 +39,8 @@ NODE_IDS = {
 OUTPUTS = {
     "Lumina2Load": ["LUMINA2_MODEL"],
     "Lumina2DatasetFolder": ["LUMINA2_DATASET", "STRING", "IMAGE"],
+    "Lumina2DatasetFromImages": ["LUMINA2_DATASET", "STRING", "IMAGE"],
+    "Lumina2CaptionTable": ["LUMINA2_DATASET", "STRING"],
     "Lumina2CacheLatents": ["LUMINA2_LATENTS"],
     "Lumina2CacheTextEmbeds": ["LUMINA2_EMBEDS"],
     "Lumina2TrainLoRA": ["LUMINA2_ADAPTER", "LORA_MODEL", "LOSS_MAP", "IMAGE", "STRING"],
@@ -162,7 +166,8 @@ def test_headless_runner_knows_the_same_sockets_widgets_and_outputs(nodes: dict)
     for name, step in NODE_STEPS.items():
         inputs = {**nodes[name]["input"].get("required", {}), **nodes[name]["input"].get("optional", {})}
         sockets = [input_id for input_id, spec in inputs.items() if str(spec[0]).startswith("LUMINA2_")]
-        widgets = [input_id for input_id in inputs if input_id not in sockets]
+        pictures = [input_id for input_id, spec in inputs.items() if spec[0] == "IMAGE"]
+        widgets = [input_id for input_id in inputs if input_id not in [*sockets, *pictures]]
         assert set(sockets) == set(step.sockets), name
         assert widgets == [field.name for field in describe_settings(step.settings)], name
         assert len(nodes[name]["output"]) == len(step.outputs), name

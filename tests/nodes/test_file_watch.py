@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lumina2_trainer.nodes.file_watch import FileWatch, run_topic
+from lumina2_trainer.nodes.file_watch import FileWatch, count_lost_pictures, run_topic, watch_pictures
 
 
 def write(path: Path) -> Path:
@@ -45,3 +45,13 @@ def test_damage_counts_although_the_watched_file_is_there(tmp_path: Path) -> Non
     watch.add("latents", write(tmp_path / "index"))
     watch.mark_lost("latents")
     assert watch.count_lost("latents") == 1
+
+
+def test_lost_pictures_concern_their_name_and_whom_no_name_is_known_of(tmp_path: Path) -> None:
+    names = ("lost", "kept", None)
+    before = [count_lost_pictures(name) for name in names]
+    for name in ("lost", "kept"):
+        (tmp_path / name).mkdir()
+        watch_pictures(name, str(tmp_path / name))
+    (tmp_path / "lost").rmdir()
+    assert [count_lost_pictures(name) - count for name, count in zip(names, before, strict=True)] == [1, 0, 1]

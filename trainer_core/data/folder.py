@@ -236,20 +236,37 @@ class Dataset:
 
 
 def open_dataset(settings: DatasetFolderSettings, *, earlier: Dataset | None = None, context: StepContext) -> Dataset:
-    """Resolve a folder and add it, once for each resolution, to an earlier dataset, if there is one.
+    """Resolve a folder and add it to an earlier dataset, if there is one.
 
     Raises:
         TrainerError: The folder is missing, not a folder, outside of the allowed ones, or mixed in another way.
     """
-    path = str(_resolve_folder(settings.folder, context))
+    path = _resolve_folder(settings.folder, context)
+    mask_path = _resolve_mask_folder(settings.mask_folder, path, context)
+    return add_folder(path, settings, earlier=earlier, mask_path=mask_path)
+
+
+def add_folder(
+    path: Path, settings: DatasetFolderSettings, *, earlier: Dataset | None = None, mask_path: str = ""
+) -> Dataset:
+    """Add a folder, once for each resolution, to an earlier dataset, if there is one.
+
+    Args:
+        path: Resolved and allowed.
+        settings: How it is read.
+        earlier: Comes first.
+        mask_path: Of the folder with masks, resolved and allowed; empty if there are none.
+
+    Raises:
+        TrainerError: It is mixed in another way than the folders before it.
+    """
     first = earlier.folders[0].settings if earlier else settings
     if settings.sampling != first.sampling:
         raise TrainerError(
             f"sampling is {settings.sampling!r} for folder {settings.folder!r} but {first.sampling!r} for"
             f" {first.folder!r}: choose the same for all folders of a dataset"
         )
-    mask_path = _resolve_mask_folder(settings.mask_folder, Path(path), context)
-    folders = (DatasetFolder(path=path, settings=one, mask_path=mask_path) for one in settings.split_resolutions())
+    folders = (DatasetFolder(path=str(path), settings=one, mask_path=mask_path) for one in settings.split_resolutions())
     return Dataset(folders=(*(earlier.folders if earlier else ()), *folders))
 
 

@@ -6,6 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+from .caption_rows import group_by_captions
 from .crops import kept_fraction, upscale_factor
 from .folder import DatasetFolderSettings
 from .picture_quality import BLURRY, find_look_alikes
@@ -124,12 +125,7 @@ def _find_blurry(pictures: Sequence[Picture]) -> list[str]:
 
 def _find_shared_captions(scanned: ScannedDataset) -> list[str]:
     """What cannot be told apart by its caption is learned as one; not where one caption for all was asked for."""
-    names: dict[tuple[str, ...], dict[Path, str]] = defaultdict(dict)
-    for folder in scanned.folders:
-        if folder.folder.settings.caption_source != "one_text":
-            for picture in folder.pictures:
-                names[picture.caption.texts].setdefault(picture.path, picture.id)
-    shared = [(texts, list(ids.values())) for texts, ids in names.items() if texts and len(ids) > 1]
+    shared = [(texts, list(ids.values())) for texts, ids in group_by_captions(scanned).items() if len(ids) > 1]
     return [f"{len(ids)} have {texts[0]!r}: {', '.join(ids[:MAX_NAMES])}" for texts, ids in shared]
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -94,7 +94,24 @@ class TextEncoder:
         return messages
 
     def _tokenize(self, prompt: str) -> list[int]:
-        return self.tokenizer.encode(unescape(prompt))
+        return _tokenize(self.tokenizer, prompt)
+
+
+def _tokenize(tokenizer: SentencePieceProcessor, prompt: str) -> list[int]:
+    return tokenizer.encode(unescape(prompt))
+
+
+def load_token_counter(path: Path) -> Callable[[str], int]:
+    """What counts tokens as `TextEncoder.count_tokens` does, without reading the model's weights.
+
+    Args:
+        path: As for `load_text_encoder`.
+
+    Raises:
+        TrainerError: It is not a whole Gemma2 with its tokenizer.
+    """
+    tokenizer = _load_tokenizer(find_text_files(path))
+    return lambda prompt: len(_tokenize(tokenizer, prompt))
 
 
 def load_text_encoder(path: Path, *, device: torch.device, dtype: torch.dtype, text_attention: str) -> TextEncoder:

@@ -8,6 +8,7 @@ import { addStyles } from "./styles.js";
 
 const HEIGHTS = {
   Lumina2DatasetFolder: 130,
+  Lumina2DatasetFromImages: 130,
   Lumina2CacheLatents: 28,
   Lumina2CacheTextEmbeds: 28,
   Lumina2SaveAdapter: 44,

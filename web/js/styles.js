@@ -58,6 +58,21 @@ const CSS = `
 .lumina2-text { box-sizing: border-box; width: 100%; height: 100%; margin: 0; padding: 4px 8px; overflow: auto;
   font: 12px/1.35 sans-serif; color: var(--descrip-text, #999); white-space: pre-wrap; overflow-wrap: anywhere;
   user-select: text; }
+.lumina2-table-frame { position: relative; width: 100%; height: 100%; min-height: 200px; }
+.lumina2-table { position: absolute; inset: 0; box-sizing: border-box; overflow: auto; padding: 0 4px; font: 12px/1.35 sans-serif;
+  color: var(--input-text, #ddd); background: var(--comfy-input-bg, #222); border: 1px solid var(--border-color, #444);
+  border-radius: 6px; user-select: text; }
+.lumina2-table table { width: 100%; border-collapse: collapse; }
+.lumina2-table caption { padding: 4px; text-align: left; font-weight: 600; }
+.lumina2-table th, .lumina2-table td { padding: 2px 6px; text-align: left; vertical-align: top; font-weight: 400;
+  border-top: 1px solid var(--border-color, #444); }
+.lumina2-table thead th { position: sticky; top: 0; color: var(--descrip-text, #999); background: var(--comfy-input-bg, #222); }
+.lumina2-table th[scope="row"] { overflow-wrap: anywhere; min-width: 70px; }
+.lumina2-table td:nth-child(2) { white-space: nowrap; }
+.lumina2-captions { width: 60%; overflow-wrap: anywhere; }
+.lumina2-captions div + div { border-top: 1px dashed var(--border-color, #444); }
+.lumina2-marks, .lumina2-problem { color: var(--error-text, #f66); }
+.lumina2-table:focus-visible { outline: 2px solid var(--p-primary-color, #4a90d9); }
 .lumina2-button:disabled { opacity: 0.45; cursor: default; }
 `;
 
