@@ -102,6 +102,7 @@ def write_faulty_folder(folder: Path) -> None:
         picture.filter(ImageFilter.GaussianBlur(8)).save(folder / "out_of_focus.png")
         picture.resize((32, 24)).save(folder / "tiny.png")
     (folder / "tiny.txt").write_text("a thumbnail", "utf-8")
+    (folder / f"{good[3].stem}.txt").write_text("a cherry blossom in the morning light, " * 40, "utf-8")
     (folder / "broken.webp").write_bytes(good[3].read_bytes()[:500])
 
 

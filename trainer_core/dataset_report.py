@@ -6,10 +6,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from .context import StepContext
+from .data.caption_rows import CaptionCounter
 from .data.contact_sheet import draw_contact_sheet
 from .data.folder import Dataset
 from .data.report import write_report
 from .data.scan import scan_dataset
+from .lumina2.prompts import MAX_PROMPT_TOKENS, SYSTEM_PROMPTS, build_prompt
+
+GUESS = CaptionCounter(
+    limit=MAX_PROMPT_TOKENS, build_prompt=lambda caption: build_prompt(caption, SYSTEM_PROMPTS["superior"])
+)
+"""No model is known yet, so captions are measured by their bytes, behind the usual system prompt."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -32,4 +39,4 @@ def report_dataset(dataset: Dataset, context: StepContext) -> DatasetReport:
     """
     scanned = scan_dataset(dataset, context)
     sheet_path = draw_contact_sheet(scanned, context.cache_dir / "contact_sheets")
-    return DatasetReport(dataset=dataset, text=write_report(scanned), contact_sheet_path=sheet_path)
+    return DatasetReport(dataset=dataset, text=write_report(scanned, GUESS), contact_sheet_path=sheet_path)

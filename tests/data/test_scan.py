@@ -11,6 +11,7 @@ from lumina2_trainer.trainer_core.data import picture_index
 from lumina2_trainer.trainer_core.data.folder import DatasetFolderSettings, open_dataset
 from lumina2_trainer.trainer_core.data.report import write_report
 from lumina2_trainer.trainer_core.data.scan import scan_dataset
+from lumina2_trainer.trainer_core.dataset_report import report_dataset
 from lumina2_trainer.trainer_core.errors import StopTraining, TrainerError
 
 from .sample_files import TABLE_WRITERS, Listener, make_context, noise_picture, open_folder, write_pictures
@@ -207,3 +208,13 @@ def test_tables_that_are_not_there_are_refused(tmp_path: Path, folder: Path, con
     ):
         with pytest.raises(TrainerError, match=message):
             scan_dataset(open_folder(context, caption_source="csv", metadata_file=name), context)
+
+
+def test_captions_that_may_not_be_read_to_their_end_are_named(folder: Path, context: StepContext) -> None:
+    write_pictures(folder, {"a.png": (64, 64), "b.png": (64, 64)})
+    (folder / "a.txt").write_text("a quiet street in the rain, " * 40)
+    (folder / "b.txt").write_text("a quiet street in the rain, " * 20)
+    report = report_dataset(open_folder(context, resolution=64), context).text
+    lines = report.splitlines()
+    start = lines.index("Perhaps longer than training reads, see Caption Table (1):")
+    assert lines[start + 1] == "  1/a.png: 1119 characters"

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
-from .caption_rows import group_by_captions
+from .caption_rows import CaptionCounter, group_by_captions
 from .crops import kept_fraction, upscale_factor
 from .folder import DatasetFolderSettings
 from .picture_quality import BLURRY, find_look_alikes
@@ -22,8 +22,13 @@ UPSCALE_WARNING = 1.05
 """Pictures enlarged by more than this are listed; a few pixels are nobody's loss."""
 
 
-def write_report(scanned: ScannedDataset) -> str:
-    """Counts, buckets and everything a person may want to put right."""
+def write_report(scanned: ScannedDataset, counter: CaptionCounter | None = None) -> str:
+    """Counts, buckets and everything a person may want to put right.
+
+    Args:
+        scanned: The dataset.
+        counter: Says which captions are too long; None leaves that out.
+    """
     pictures = scanned.pictures
     num_samples = sum(picture.repeats for picture in pictures)
     head = f"Pictures used: {len(pictures)}, samples in one pass: {num_samples}, left out: {len(scanned.skipped)}"
@@ -37,6 +42,7 @@ def write_report(scanned: ScannedDataset) -> str:
         _list("Look the same", _find_look_alikes(pictures)),
         _list("Blurry, or hardly anything in them", _find_blurry(pictures)),
         _list("Captions of several pictures", _find_shared_captions(scanned)),
+        _list("Perhaps longer than training reads, see Caption Table", _find_long_captions(pictures, counter)),
         _list("Smaller than their bucket and scaled up", _find_upscaled(pictures)),
         _list("Cropped by more than a quarter", _find_cropped(scanned)),
         _list("Animated, only the first frame is used", (p.id for p in pictures if p.facts.is_animated)),
@@ -127,6 +133,13 @@ def _find_shared_captions(scanned: ScannedDataset) -> list[str]:
     """What cannot be told apart by its caption is learned as one; not where one caption for all was asked for."""
     shared = [(texts, list(ids.values())) for texts, ids in group_by_captions(scanned).items() if len(ids) > 1]
     return [f"{len(ids)} have {texts[0]!r}: {', '.join(ids[:MAX_NAMES])}" for texts, ids in shared]
+
+
+def _find_long_captions(pictures: Sequence[Picture], counter: CaptionCounter | None) -> Iterator[str]:
+    for picture in pictures if counter else ():
+        longest = max(picture.caption.texts, key=len, default="")
+        if counter and counter.find_length_mark(longest):
+            yield f"{picture.id}: {len(longest)} characters"
 
 
 def _find_upscaled(pictures: Sequence[Picture]) -> list[str]:
