@@ -118,6 +118,26 @@ class Frontend:
         self.page.mouse.click(*place)
         self.page.wait_for_timeout(400)  # a second click at once would be a double click
 
+    def drag_corner(self, right: int, down: int) -> None:
+        """Make the only node on the canvas larger by its lower right corner, by pixels of the screen."""
+        x, y = self.page.evaluate(
+            """() => {
+                const drawn = document.querySelector(".lg-node")?.getBoundingClientRect()
+                if (drawn) return [drawn.right - 3, drawn.bottom - 3]
+                const { canvas, graph } = window.app
+                const [node] = graph.nodes ?? graph._nodes
+                const box = canvas.canvas.getBoundingClientRect()
+                const { offset, scale } = canvas.ds
+                return [0, 1].map((i) => [box.left, box.top][i] + (node.pos[i] + node.size[i] - 4 + offset[i]) * scale)
+            }"""
+        )
+        self.page.mouse.move(x, y)
+        self.page.mouse.down()
+        self.page.mouse.move(x + right / 2, y + down / 2)
+        self.page.mouse.move(x + right, y + down)
+        self.page.mouse.up()
+        self.page.wait_for_timeout(400)
+
     def shown_number(self, name: str) -> float:
         """What a number widget of the only node on the canvas shows."""
         field = self._number_field(name)

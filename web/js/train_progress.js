@@ -88,6 +88,8 @@ const widgets = new Set();
 
 function attach(node) {
   const progress = new TrainProgress(node);
+  // Nodes 2.0 makes a node as high as its content: that must not grow while it trains.
+  progress.panel.element.style.containIntrinsicHeight = `${HEIGHT}px`;
   const widget = node.addDOMWidget("progress", "lumina2_progress", progress.panel.element, {
     serialize: false,
     hideOnZoom: false,
