@@ -128,9 +128,12 @@ class _Conversation:
             raise StopTraining
 
     def end(self, status: Status, message: str) -> None:
-        """The step is over. The host itself tells the browser that a node ended, was interrupted or failed."""
-        if self.run:
-            RUNS.end(self.run, status, message)
+        """The step is over. The host itself says so, but of an interruption it tells only the page that queued."""
+        if not self.run:
+            return
+        RUNS.end(self.run, status, message)
+        if status == "stopped":
+            send(f"{RUNS_FOLDER}.stopped", {"run": self.run, "node": self.node_id})
 
     def _move_bar(self, payload: Mapping[str, Any]) -> None:
         if self.is_interrupted:

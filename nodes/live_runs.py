@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Literal
 
 from ..trainer_core.events import Request
@@ -47,6 +47,12 @@ class LiveRuns:
         with self._lock:
             state = self._states.get(run)
             return None if state is None else dict(state)
+
+    def runs_of(self, nodes: Iterable[str]) -> frozenset[str]:
+        """Names of the runs that one of these nodes trained last."""
+        wanted = set(nodes)
+        with self._lock:
+            return frozenset(run for run, state in self._states.items() if state["node"] in wanted)
 
     def ask(self, run: str, action: str) -> bool:
         """Ask a running run for an action at its next step; False if it isn't running."""

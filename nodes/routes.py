@@ -23,13 +23,17 @@ def add_routes() -> None:
 
 
 async def get_run(request: web.Request) -> web.Response:
-    """State of a run; with ?newest=1 of the last one written among `run`, `run-2`, `run-3`, ..., or null."""
+    """State of a run; with ?newest=1 of the last one written among `run`, `run-2`, `run-3`, ..., or null.
+
+    With &node=5 as well, those that this node trained come first; a node in several places gives each of its ids.
+    """
     run = request.match_info["run"]
     if not is_run_name(run):
         return web.json_response({"error": f"{run!r} is not a run name"}, status=400)
     is_search = bool(request.query.get("newest"))
     if is_search:
-        run = await asyncio.to_thread(find_newest_run, host.runs_dir(), run)
+        own = RUNS.runs_of(request.query.getall("node", []))
+        run = await asyncio.to_thread(find_newest_run, host.runs_dir(), run, own)
     # In a thread, because the log of a long run takes its time and the server has one event loop.
     state = await asyncio.to_thread(read_state, host.runs_dir() / run, RUNS.snapshot(run), host.view_of)
     if state is None and not is_search:

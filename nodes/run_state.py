@@ -5,7 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -31,10 +31,17 @@ def is_run_name(name: str) -> bool:
     return re.fullmatch(r"[A-Za-z0-9][\w.-]{0,119}", name, re.ASCII) is not None and name not in RESERVED_RUN_NAMES
 
 
-def find_newest_run(runs_dir: Path, name: str) -> str:
-    """Of `name`, `name-2`, `name-3` and so on the one written last: another job under a taken name gets a number."""
+def find_newest_run(runs_dir: Path, name: str, own: Collection[str] = ()) -> str:
+    """Of `name`, `name-2`, `name-3` and so on the one written last: another job under a taken name gets a number.
+
+    Args:
+        runs_dir: Parent of all run folders.
+        name: What run_name says.
+        own: Runs of the node that asks; where one of them fits, no other run is looked at.
+    """
     pattern = re.compile(re.escape(name) + r"(-\d+)?")
-    logs = [path / "log.jsonl" for path in runs_dir.glob(f"{name}*") if pattern.fullmatch(path.name)]
+    names = [path.name for path in runs_dir.glob(f"{name}*") if pattern.fullmatch(path.name)]
+    logs = [runs_dir / fitting / "log.jsonl" for fitting in set(names).intersection(own) or names]
     newest = max((log for log in logs if log.exists()), key=lambda log: log.stat().st_mtime_ns, default=None)
     return newest.parent.name if newest else name
 

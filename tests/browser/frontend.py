@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from playwright.sync_api import Browser, Locator, Page, sync_playwright
+from playwright.sync_api import Browser, BrowserContext, Locator, Page, sync_playwright
 
 from ..host.server import HostServer
 
@@ -45,6 +45,11 @@ class Frontend:
     page: Page
     errors: list[str]
     """What scripts of this pack reported as errors."""
+
+    def wait_until_ready(self) -> None:
+        """Wait for the frontend, on a page that is being loaded."""
+        self.page.wait_for_function(IS_READY, timeout=120_000)
+        self.page.wait_for_timeout(1500)
 
     def load_workflow(self, workflow: Mapping[str, Any]) -> None:
         """Put a workflow on the canvas, as opening its file would."""
@@ -112,6 +117,26 @@ class Frontend:
         )
         self.page.mouse.click(*place)
         self.page.wait_for_timeout(400)  # a second click at once would be a double click
+
+    def drag_corner(self, right: int, down: int) -> None:
+        """Make the only node on the canvas larger by its lower right corner, by pixels of the screen."""
+        x, y = self.page.evaluate(
+            """() => {
+                const drawn = document.querySelector(".lg-node")?.getBoundingClientRect()
+                if (drawn) return [drawn.right - 3, drawn.bottom - 3]
+                const { canvas, graph } = window.app
+                const [node] = graph.nodes ?? graph._nodes
+                const box = canvas.canvas.getBoundingClientRect()
+                const { offset, scale } = canvas.ds
+                return [0, 1].map((i) => [box.left, box.top][i] + (node.pos[i] + node.size[i] - 4 + offset[i]) * scale)
+            }"""
+        )
+        self.page.mouse.move(x, y)
+        self.page.mouse.down()
+        self.page.mouse.move(x + right / 2, y + down / 2)
+        self.page.mouse.move(x + right, y + down)
+        self.page.mouse.up()
+        self.page.wait_for_timeout(400)
 
     def shown_number(self, name: str) -> float:
         """What a number widget of the only node on the canvas shows."""
@@ -182,18 +207,24 @@ def open_frontend(
     """
     for key, value in {**SETTINGS, **(settings or {})}.items():
         server.request(f"/settings/{key}", value)
-    page = browser.new_page(viewport={"width": size[0], "height": size[1]})
+    context = browser.new_context(viewport={"width": size[0], "height": size[1]})
     try:
-        page.route("**/*", lambda route: _stay_local(route, server.url))
-        errors: list[str] = []
-        page.on("pageerror", lambda error: _keep_exception(error, errors))
-        page.on("console", lambda message: _keep_error(message, errors))
-        page.goto(server.url)
-        page.wait_for_function(IS_READY, timeout=120_000)
-        page.wait_for_timeout(1500)
-        yield Frontend(page=page, errors=errors)
+        context.route("**/*", lambda route: _stay_local(route, server.url))
+        yield open_tab(context, server)
     finally:
-        page.close()
+        context.close()
+
+
+def open_tab(context: BrowserContext, server: HostServer) -> Frontend:
+    """Open a server's frontend in one more tab; it closes with its context."""
+    page = context.new_page()
+    errors: list[str] = []
+    page.on("pageerror", lambda error: _keep_exception(error, errors))
+    page.on("console", lambda message: _keep_error(message, errors))
+    page.goto(server.url)
+    frontend = Frontend(page=page, errors=errors)
+    frontend.wait_until_ready()
+    return frontend
 
 
 def _stay_local(route: Any, url: str) -> None:

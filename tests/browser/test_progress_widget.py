@@ -2,60 +2,12 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Callable
 
 from ..host.prompts import training_prompt
 from ..host.server import HostServer
 from .frontend import CLASSIC, Frontend, renderings
-
-PANEL = ".lumina2-progress"
-
-
-def load_prompt(frontend: Frontend, prompt: dict) -> None:
-    """Put a graph on the canvas."""
-    frontend.page.evaluate("(prompt) => window.app.loadApiJson(prompt, 'tiny')", _numbered(prompt))
-    frontend.page.wait_for_timeout(500)
-    frontend.fit_view()
-
-
-def _numbered(prompt: dict) -> dict:
-    """The canvas wants numbers for node ids."""
-    numbers = {name: str(i) for i, name in enumerate(prompt, 1)}
-    nodes = {}
-    for name, node in prompt.items():
-        inputs = {k: [numbers[v[0]], v[1]] if isinstance(v, list) else v for k, v in node["inputs"].items()}
-        nodes[numbers[name]] = {**node, "inputs": inputs}
-    return nodes
-
-
-def panel_state(frontend: Frontend) -> dict:
-    """What the widget shows."""
-    return frontend.page.evaluate(
-        """() => {
-            const panel = document.querySelector(".lumina2-progress")
-            const facts = {}
-            const shown = panel.querySelectorAll("[data-fact]:not([hidden])")
-            for (const value of shown) facts[value.dataset.fact] = value.textContent
-            return {
-                status: panel.dataset.status, step: Number(panel.dataset.step), facts,
-                text: panel.querySelector(".lumina2-status").textContent,
-                points: panel.querySelector(".lumina2-curve-steps").getAttribute("points").split(" ").length,
-                pictures: [...panel.querySelectorAll("img")].map(i => i.naturalWidth),
-            }
-        }"""
-    )
-
-
-def wait_for(frontend: Frontend, is_reached: Callable[[dict], bool], seconds: float = 90) -> dict:
-    """The widget's state once it fulfils a condition."""
-    deadline = time.monotonic() + seconds
-    state = panel_state(frontend)
-    while not is_reached(state):
-        assert time.monotonic() < deadline, state
-        frontend.page.wait_for_timeout(100)
-        state = panel_state(frontend)
-    return state
+from .panel import PANEL, load_prompt, panel_state, wait_for
 
 
 def test_numbers_move_while_it_trains_and_stop_works(open_page: Callable[..., Frontend], server: HostServer) -> None:

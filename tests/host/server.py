@@ -11,7 +11,7 @@ import time
 import urllib.error
 import urllib.request
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -43,6 +43,44 @@ class Outcome:
         return [data for name, data in self.messages if name == kind]
 
 
+class ServerProcess:
+    """A process of a server, and of its next one after a restart; it is in a process group of its own."""
+
+    def __init__(self, command: Sequence[str], base_dir: Path, log_path: Path) -> None:
+        self._command = command
+        self._base_dir = base_dir
+        self._log_path = log_path
+        self._process: subprocess.Popen | None = None
+
+    def start(self) -> None:
+        with self._log_path.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                cwd=self._base_dir,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
+                start_new_session=True,
+            )
+
+    def end(self) -> None:
+        """End the server and whatever it started."""
+        process = self._process
+        if process is None or process.poll() is not None:
+            return
+        os.killpg(process.pid, signal.SIGTERM)
+        try:
+            process.wait(timeout=15)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait(timeout=15)
+
+    @property
+    def exit_status(self) -> int | None:
+        """What the server ended with; None while it runs."""
+        return self._process.poll() if self._process else None
+
+
 @dataclass(frozen=True, kw_only=True)
 class HostServer:
     """A running server; all its folders are below `base_dir`."""
@@ -51,6 +89,13 @@ class HostServer:
     url: str
     base_dir: Path
     log_path: Path
+    process: ServerProcess
+
+    def restart(self) -> None:
+        """End the server, whatever it is doing, and start it again with the same folders at the same address."""
+        self.process.end()
+        self.process.start()
+        _wait_until_up(self)
 
     def request(
         self, path: str, body: Any = None, *, headers: Mapping[str, str] | None = None, method: str | None = None
@@ -156,21 +201,15 @@ def start_server(host: Host, base_dir: Path, *extra_args: str) -> Iterator[HostS
     command = [str(host.python), str(host.path / "main.py"), *(part for pair in arguments.items() for part in pair)]
     command += ["--disable-all-custom-nodes", "--cpu", "--disable-api-nodes", "--disable-auto-launch"]
     log_path = base_dir / "server.log"
-    with log_path.open("ab") as log:
-        process = subprocess.Popen(
-            [*command, "--dont-print-server", *extra_args],
-            cwd=base_dir,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env={**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"},
-            start_new_session=True,
-        )
-    server = HostServer(host=host, url=f"http://127.0.0.1:{port}", base_dir=base_dir, log_path=log_path)
+    process = ServerProcess([*command, "--dont-print-server", *extra_args], base_dir, log_path)
+    url = f"http://127.0.0.1:{port}"
+    server = HostServer(host=host, url=url, base_dir=base_dir, log_path=log_path, process=process)
     try:
-        _wait_until_up(server, process)
+        process.start()
+        _wait_until_up(server)
         yield server
     finally:
-        _end(process)
+        process.end()
 
 
 def _free_port() -> int:
@@ -179,10 +218,11 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
-def _wait_until_up(server: HostServer, process: subprocess.Popen) -> None:
+def _wait_until_up(server: HostServer) -> None:
     deadline = time.monotonic() + SECONDS_TO_START
     while time.monotonic() < deadline:
-        assert process.poll() is None, f"the server ended with {process.returncode}:\n{server.read_log()[-8000:]}"
+        status = server.process.exit_status
+        assert status is None, f"the server ended with {status}:\n{server.read_log()[-8000:]}"
         try:
             status, _ = server.request("/system_stats")
         except (urllib.error.URLError, ConnectionError, TimeoutError):
@@ -191,17 +231,6 @@ def _wait_until_up(server: HostServer, process: subprocess.Popen) -> None:
             return
         time.sleep(0.5)
     raise AssertionError(f"the server did not answer in {SECONDS_TO_START} s:\n{server.read_log()[-8000:]}")
-
-
-def _end(process: subprocess.Popen) -> None:
-    """End the server and whatever it started; it runs in a process group of its own."""
-    if process.poll() is None:
-        os.killpg(process.pid, signal.SIGTERM)
-        try:
-            process.wait(timeout=15)
-        except subprocess.TimeoutExpired:
-            os.killpg(process.pid, signal.SIGKILL)
-            process.wait(timeout=15)
 
 
 @pytest.fixture(scope="session")

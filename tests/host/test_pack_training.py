@@ -87,6 +87,7 @@ def test_stop_route_stops_within_a_step_and_is_refused_for_a_run_at_rest(server:
         training_prompt(run_name="asked", steps=200), on_message=_stop_at_first_step(server, "asked")
     )
     assert outcome.kind == "execution_interrupted"
+    assert outcome.of_kind("lumina2_trainer.stopped") == [{"run": "asked", "node": "train"}]
     assert server.request("/lumina2_trainer/runs/asked/stop", {})[0] == 409
 
 

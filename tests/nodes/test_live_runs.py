@@ -20,6 +20,15 @@ def test_only_a_running_run_takes_requests() -> None:
     assert not runs.ask("a", "save")
 
 
+def test_runs_are_known_by_the_node_that_trained_them_last() -> None:
+    runs = running()
+    runs.record("progress", {"run": "b", "node": "7:2", "step": 1, "total": 9})
+    assert runs.runs_of(["1", "2"]) == {"a"}
+    runs.record("progress", {"run": "a", "node": "7:2", "step": 2, "total": 9})
+    assert runs.runs_of(["1", "2"]) == frozenset()
+    assert runs.runs_of(["7:2"]) == {"a", "b"}
+
+
 def test_requests_are_taken_once_and_stop_stays_until_the_end() -> None:
     runs = running()
     runs.ask("a", "save")

@@ -116,6 +116,8 @@ def test_newest_run_is_the_one_written_last(tmp_path: Path) -> None:
         log = write_run(tmp_path / name, 1) / "log.jsonl"
         os.utime(log, (seconds, seconds))
     assert find_newest_run(tmp_path, "a") == "a-2"
+    assert find_newest_run(tmp_path, "a", own={"a", "a-3", "b"}) == "a-3"
+    assert find_newest_run(tmp_path, "a", own={"b"}) == "a-2", "this node trained nothing of the name"
     assert find_newest_run(tmp_path, "none") == "none"
 
 

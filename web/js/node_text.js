@@ -3,6 +3,7 @@
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
 import { formatSeconds } from "./format.js";
+import { executionIds } from "./node_ids.js";
 import { stringsFor } from "./strings.js";
 import { addStyles } from "./styles.js";
 
@@ -50,9 +51,7 @@ function showCount({ detail }) {
   if (detail.rate === undefined) return;
   const words = stringsFor(app.extensionManager?.setting?.get("Comfy.Locale") ?? navigator.language);
   for (const [node, element] of texts) {
-    // Ids inside subgraphs end in the node's own id, as in "12:3".
-    const isThis = String(detail.node).split(":").pop() === String(node.id);
-    if (isThis) element.textContent = describeCount(detail, words);
+    if (executionIds(node).includes(String(detail.node))) element.textContent = describeCount(detail, words);
   }
 }
 

@@ -118,6 +118,9 @@ const EVENTS = {
   finished(view, detail) {
     return { ...view, status: "finished", step: detail.step, total: Math.max(view.total, detail.step), etaSeconds: NaN };
   },
+  stopped(view) {
+    return { ...view, status: "stopped", etaSeconds: NaN };
+  },
   failed(view, detail) {
     return { ...view, status: "failed", message: detail.message ?? "", etaSeconds: NaN };
   },

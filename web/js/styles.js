@@ -1,7 +1,10 @@
-// Looks of the widgets, in the colours of the user's theme.
+// Looks of the widgets, in the colours of the user's theme. Its warning colours are too pale for small text on a light ground,
+// so they are mixed with the colour of text.
 
 const CSS = `
-.lumina2-progress { box-sizing: border-box; width: 100%; height: 100%; padding: 6px 8px; overflow: hidden auto;
+.lumina2-progress { --lumina2-warning: color-mix(in srgb, var(--error-text, #f66) 45%, var(--input-text, #ddd));
+  --lumina2-other: color-mix(in srgb, var(--p-orange-400, #f0a050) 35%, var(--input-text, #ddd));
+  box-sizing: border-box; width: 100%; height: 100%; contain: size; padding: 6px 8px; overflow: hidden auto;
   display: flex; flex-direction: column; gap: 5px; font: 12px/1.35 sans-serif; color: var(--input-text, #ddd);
   background: var(--comfy-input-bg, #222); border: 1px solid var(--border-color, #444); border-radius: 6px; }
 .lumina2-status { font-weight: 600; flex: none; }
@@ -32,7 +35,7 @@ const CSS = `
 .lumina2-viewer-swipe { display: flex; gap: 8px; align-items: center; margin: 8px 0; white-space: nowrap; }
 .lumina2-viewer-swipe .lumina2-slider { flex: 1; width: auto; min-width: 0; }
 .lumina2-viewer-prompt { margin: 8px 0; max-width: 86vw; overflow-wrap: anywhere; user-select: text; }
-.lumina2-message { color: var(--error-text, #f66); overflow-wrap: anywhere; }
+.lumina2-message { color: var(--lumina2-warning); overflow-wrap: anywhere; }
 .lumina2-message[data-level="info"] { color: inherit; }
 .lumina2-bar { height: 6px; flex: none; border-radius: 3px; background: var(--border-color, #444); overflow: hidden; }
 .lumina2-fill { height: 100%; width: 0; background: var(--p-primary-color, #4a90d9); }
@@ -44,11 +47,11 @@ const CSS = `
 .lumina2-curve polyline { fill: none; stroke: var(--p-primary-color, #4a90d9); }
 .lumina2-curve-steps { stroke-width: 1px; opacity: 0.35; }
 .lumina2-curve-mean { stroke-width: 2px; }
-.lumina2-curve .lumina2-curve-other { stroke: var(--p-orange-400, #f0a050); stroke-width: 2px; }
+.lumina2-curve .lumina2-curve-other { stroke: var(--lumina2-other); stroke-width: 2px; }
 .lumina2-facts { display: grid; grid-template-columns: auto 1fr auto 1fr; gap: 2px 8px; flex: none; }
 .lumina2-progress :focus-visible, .lumina2-viewer :focus-visible { outline: 2px solid var(--p-primary-color, #4a90d9); }
 .lumina2-label, .lumina2-caption { color: var(--descrip-text, #999); }
-[data-fact="heldOut"] { color: var(--p-orange-400, #f0a050); }
+[data-fact="heldOut"] { color: var(--lumina2-other); }
 .lumina2-value { font-variant-numeric: tabular-nums; }
 .lumina2-gallery { display: grid; grid-auto-rows: minmax(64px, 1fr); gap: 4px; flex: 1 0 72px; min-height: 72px; }
 .lumina2-picture { width: 100%; height: 100%; min-height: 0; border-radius: 4px; object-fit: contain; }

@@ -2,13 +2,14 @@
 
 import { app } from "../../../scripts/app.js";
 import { api } from "../../../scripts/api.js";
+import { executionIds } from "./node_ids.js";
 import { ProgressPanel } from "./progress_panel.js";
 import { emptyView, viewAfterEvent, viewFromState } from "./run_view.js";
 import { stringsFor } from "./strings.js";
 import { addStyles } from "./styles.js";
 
 const NODE_TYPES = ["Lumina2TrainLoRA", "Lumina2TrainFull"];
-const EVENT_KINDS = ["planned", "progress", "validation", "checkpoint", "finished", "failed", "notice", "held_out"];
+const EVENT_KINDS = ["planned", "progress", "validation", "checkpoint", "finished", "stopped", "failed", "notice", "held_out"];
 const HEIGHT = 380;
 const NODE_WIDTH = 360;
 
@@ -32,9 +33,13 @@ class TrainProgress {
     return this.node.widgets?.find((widget) => widget.name === "run_name")?.value ?? null;
   }
 
-  /** Whether an event belongs here: ids inside subgraphs end in the node's own id, as in "12:3". */
+  /** Whether the server means this node by an id. */
+  isCalled(id) {
+    return executionIds(this.node).includes(String(id));
+  }
+
   isFor(detail) {
-    if (String(detail.node).split(":").pop() !== String(this.node.id)) return false;
+    if (!this.isCalled(detail.node)) return false;
     const name = this.runName;
     // Another job under a taken name gets a number: "my_lora-2".
     return name === null || detail.run === name || detail.run.startsWith(`${name}-`);
@@ -42,21 +47,29 @@ class TrainProgress {
 
   take(kind, detail) {
     if (!this.isFor(detail)) return;
+    const isNews = this.view.run !== detail.run;
     this.view = viewAfterEvent(this.view, kind, detail);
     this.panel.show(this.view);
-    if (kind === "finished") this.restore(detail.run);
+    // A page that opened later, or whose run_name is linked, hears of a run in its middle.
+    if (isNews || kind === "finished" || kind === "stopped") this.restore(detail.run);
   }
 
   /** Show the state the server knows, of a run or of the newest one under this node's run_name. */
   async restore(run = null) {
     const name = run ?? this.runName;
     if (!name) return;
-    const query = run ? "" : "?newest=1";
+    const nodes = executionIds(this.node).map((id) => ["node", id]);
+    const query = run ? "" : `?${new URLSearchParams([["newest", "1"], ...nodes])}`;
     const response = await api.fetchApi(`/lumina2_trainer/runs/${encodeURIComponent(name)}${query}`);
     const state = response.ok ? await response.json() : null;
-    if (!state) return;
+    if (!state || this.isOfAnother(state)) return;
     this.view = viewFromState(state);
     this.panel.show(this.view);
+  }
+
+  /** Whether another node on this canvas trains the run, under the same run_name. */
+  isOfAnother({ node }) {
+    return !this.isCalled(node) && [...widgets].some((other) => other.isCalled(node));
   }
 
   async ask(action) {
@@ -75,6 +88,8 @@ const widgets = new Set();
 
 function attach(node) {
   const progress = new TrainProgress(node);
+  // Nodes 2.0 makes a node as high as its content: that must not grow while it trains.
+  progress.panel.element.style.containIntrinsicHeight = `${HEIGHT}px`;
   const widget = node.addDOMWidget("progress", "lumina2_progress", progress.panel.element, {
     serialize: false,
     hideOnZoom: false,
@@ -83,7 +98,11 @@ function attach(node) {
   // options.serialize keeps the widget out of the prompt, this one keeps it out of the saved widget values.
   widget.serialize = false;
   widgets.add(progress);
-  const onRemoved = node.onRemoved;
+  const { onConfigure, onRemoved } = node;
+  node.onConfigure = function (...args) {
+    setTimeout(() => progress.restore()); // when the rest of the graph is there as well
+    return onConfigure?.apply(this, args);
+  };
   node.onRemoved = function (...args) {
     widgets.delete(progress);
     return onRemoved?.apply(this, args);
@@ -104,14 +123,9 @@ app.registerExtension({
         for (const progress of widgets) progress.take(kind, detail);
       });
     }
-    // The server tells of an interruption by its own event; the run's state says what was kept.
-    api.addEventListener("execution_interrupted", restoreAll);
     api.addEventListener("reconnected", restoreAll);
   },
   nodeCreated(node) {
     if (NODE_TYPES.includes(node.comfyClass)) attach(node);
-  },
-  afterConfigureGraph() {
-    restoreAll();
   },
 });

@@ -1,0 +1,75 @@
+"""The live panel outlives the page, other pages see it too, and it outlives the server."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from ..host.prompts import training_prompt
+from ..host.server import HostServer
+from .frontend import CLASSIC, Frontend, open_tab
+from .panel import PANEL, load_prompt, wait_for
+
+STEPS = 50_000
+MIN_CURVE_POINTS = 400
+"""Longer curves are thinned out, but not to fewer points."""
+CHECKPOINT_INTERVAL = 4
+
+
+def long_prompt(run_name: str) -> dict:
+    """A run that no test waits for, with a checkpoint every few steps."""
+    prompt = training_prompt(run_name=run_name, steps=STEPS)
+    inputs = {"checkpoint_step_interval": CHECKPOINT_INTERVAL, "num_checkpoints_kept": 1}
+    prompt["checkpoints"] = {"class_type": "Lumina2Checkpoints", "inputs": inputs}
+    prompt["train"]["inputs"]["checkpoints"] = ["checkpoints", 0]
+    prompt["prompts"]["inputs"]["every_num_steps"] = 50
+    return prompt
+
+
+def check_it_moves_on(frontend: Frontend, step: int) -> int:
+    """The panel goes beyond a step, with the steps before it on its curve; where it is now."""
+    num_points = min(step, MIN_CURVE_POINTS)
+    shown = wait_for(frontend, lambda state: state["step"] > step and state["points"] >= num_points)
+    assert shown["status"] == "running"
+    assert f"{shown['step']} of {STEPS}" in shown["text"]
+    return wait_for(frontend, lambda state: state["step"] > shown["step"])["step"]
+
+
+def test_panel_outlives_the_page_and_the_server(open_page: Callable[..., Frontend], server: HostServer) -> None:
+    try:
+        check_panel_outlives(open_page, server)
+    finally:
+        server.request("/interrupt", {})
+
+
+def check_panel_outlives(open_page: Callable[..., Frontend], server: HostServer) -> None:
+    frontend = open_page(settings={**CLASSIC, "Comfy.Workflow.Persist": True})
+    load_prompt(frontend, long_prompt("long_life"))
+    workflow = frontend.to_workflow()
+    frontend.queue()
+    step = wait_for(frontend, lambda state: state["step"] >= 5)["step"]
+
+    frontend.page.reload()
+    frontend.wait_until_ready()
+    step = check_it_moves_on(frontend, step)
+
+    tab = open_tab(frontend.page.context, server)
+    elsewhere = open_page(settings=CLASSIC)
+    for other in (tab, elsewhere):
+        other.load_workflow(workflow)
+        step = check_it_moves_on(other, step)
+
+    server.restart()
+    for page in (frontend, tab, elsewhere):
+        stopped = wait_for(page, lambda state: state["status"] == "stopped")
+        assert stopped["step"] >= step
+
+    tab.queue()
+    resumed = wait_for(frontend, lambda state: state["status"] == "running")
+    assert resumed["step"] >= stopped["step"] - CHECKPOINT_INTERVAL
+    for page in (frontend, elsewhere):
+        check_it_moves_on(page, stopped["step"])
+    elsewhere.page.locator(f"{PANEL} [data-action=stop]").click()
+    for page in (frontend, tab, elsewhere):
+        wait_for(page, lambda state: state["status"] == "stopped")
+    for page in (frontend, tab, elsewhere):
+        assert page.errors == []
