@@ -11,7 +11,7 @@ from ..trainer_core.data.folder import Dataset
 from ..trainer_core.data.index import EMBEDS_FOLDER, LATENTS_FOLDER
 from ..trainer_core.lumina2.model_files import Lumina2Model
 from ..trainer_core.validation.settings import ValidationSettings
-from . import host, sockets
+from . import file_watch, host, sockets
 from .widgets import build_widgets
 
 
@@ -36,14 +36,14 @@ class CacheLatents(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **widgets: Any) -> int:
-        return host.count_lost_caches(LATENTS_FOLDER)
+        return file_watch.count_lost_caches(LATENTS_FOLDER)
 
     @classmethod
     def execute(cls, model: Lumina2Model, dataset: Dataset, **widgets: Any) -> io.NodeOutput:
         with host.running_step(cls.hidden) as context:
             settings = steps.CacheLatentsSettings(**widgets)
             cache = steps.cache_latents(settings, model=model, dataset=dataset, context=context)
-            host.watch_cache(LATENTS_FOLDER, cache.index_path)
+            file_watch.watch_cache(LATENTS_FOLDER, cache.index_path)
             return io.NodeOutput(cache)
 
 
@@ -73,7 +73,7 @@ class CacheTextEmbeds(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **widgets: Any) -> int:
-        return host.count_lost_caches(EMBEDS_FOLDER)
+        return file_watch.count_lost_caches(EMBEDS_FOLDER)
 
     @classmethod
     def execute(
@@ -84,5 +84,5 @@ class CacheTextEmbeds(io.ComfyNode):
             cache = steps.cache_text_embeds(
                 settings, model=model, dataset=dataset, validation=validation, context=context
             )
-            host.watch_cache(EMBEDS_FOLDER, cache.index_path)
+            file_watch.watch_cache(EMBEDS_FOLDER, cache.index_path)
             return io.NodeOutput(cache)

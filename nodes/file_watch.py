@@ -41,24 +41,48 @@ class FileWatch:
 
 FILES = FileWatch()
 """Files of this process's nodes, under the topics below and the folders of the caches (data/index.py)."""
-ANY_RUN = "run "
 
 
-def run_topic(run_name: str | None) -> str:
-    """The topic of the runs of one name; of all runs if the name is unknown because another node gives it."""
-    return ANY_RUN + (run_name or "")
+def watch_cache(folder: str, index_path: str) -> None:
+    """Remember a cache that a node's output points to.
+
+    Args:
+        folder: LATENTS_FOLDER or EMBEDS_FOLDER.
+        index_path: The cache's index.
+    """
+    FILES.add(folder, Path(index_path))
+
+
+def count_lost_caches(folder: str) -> int:
+    """How many caches of this kind were deleted or damaged: a fingerprint that makes the host run the node again."""
+    return FILES.count_lost(folder)
+
+
+def watch_run(run_name: str, final_path: str) -> None:
+    """Remember a finished run that a node's output points to."""
+    _watch_named("run", run_name, final_path)
+
+
+def count_lost_runs(run_name: str | None) -> int:
+    """How many runs of this name were deleted, of any name if another node gives it: a fingerprint."""
+    return FILES.count_lost(_topic("run", run_name))
 
 
 def watch_pictures(name: str, path: str) -> None:
     """Remember the folder of pictures, written under a name, that a node's output points to."""
-    for topic in (_pictures_topic(name), _pictures_topic(None)):
-        FILES.add(topic, Path(path))
+    _watch_named("pictures", name, path)
 
 
 def count_lost_pictures(name: str | None) -> int:
-    """How many of these folders were deleted or replaced, of any name if it is None: a fingerprint."""
-    return FILES.count_lost(_pictures_topic(name))
+    """How many of these folders were deleted or replaced, of any name if another node gives it: a fingerprint."""
+    return FILES.count_lost(_topic("pictures", name))
 
 
-def _pictures_topic(name: str | None) -> str:
-    return f"pictures {name or ''}"
+def _watch_named(kind: str, name: str, path: str) -> None:
+    for topic in (_topic(kind, name), _topic(kind, None)):
+        FILES.add(topic, Path(path))
+
+
+def _topic(kind: str, name: str | None) -> str:
+    """Of what has this name; of all of the kind if the name is unknown."""
+    return f"{kind} {name or ''}"

@@ -29,7 +29,7 @@ from ..trainer_core.lumina2.base_files import (
     VAE_KINDS,
 )
 from ..trainer_core.torch_state import preserved_torch_state
-from .file_watch import ANY_RUN, FILES, run_topic
+from .file_watch import FILES
 from .live_runs import RUNS, Status
 from .throttle import Throttle
 
@@ -252,32 +252,6 @@ def check_dataset_folder(folder: str | None) -> bool | str:
     except TrainerError as error:
         return str(error)
     return True
-
-
-def watch_cache(folder: str, index_path: str) -> None:
-    """Remember a cache that a node's output points to.
-
-    Args:
-        folder: LATENTS_FOLDER or EMBEDS_FOLDER.
-        index_path: The cache's index.
-    """
-    FILES.add(folder, Path(index_path))
-
-
-def count_lost_caches(folder: str) -> int:
-    """How many caches of this kind were deleted or damaged: a fingerprint that makes the host run the node again."""
-    return FILES.count_lost(folder)
-
-
-def watch_run(run_name: str, final_path: str) -> None:
-    """Remember a finished run that a node's output points to."""
-    for topic in (run_topic(run_name), ANY_RUN):
-        FILES.add(topic, Path(final_path))
-
-
-def count_lost_runs(run_name: str | None) -> int:
-    """How many runs of this name were deleted, of any name if it is None: a fingerprint, as `count_lost_caches`."""
-    return FILES.count_lost(run_topic(run_name))
 
 
 def view_of(path: Path) -> dict[str, str]:

@@ -10,7 +10,7 @@ from ..trainer_core import steps
 from ..trainer_core.data.cache import EmbedCache, LatentCache
 from ..trainer_core.job import TrainFullSettings
 from ..trainer_core.lumina2.model_files import Lumina2Model
-from . import host, sockets
+from . import file_watch, host, sockets
 from .host_values import to_loss_map
 from .pictures import read_images
 from .train_schema import data_inputs, report_outputs, settings_inputs
@@ -45,7 +45,7 @@ class TrainFullModel(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **widgets: Any) -> int:
-        return host.count_lost_runs(widgets.get("run_name"))
+        return file_watch.count_lost_runs(widgets.get("run_name"))
 
     @classmethod
     def execute(
@@ -78,6 +78,6 @@ class TrainFullModel(io.ComfyNode):
                 rollout=rollout,
                 context=context,
             )
-            host.watch_run(settings.run_name, result.model.base_path)
+            file_watch.watch_run(settings.run_name, result.model.base_path)
             pictures = read_images(result.validation_images)
             return io.NodeOutput(result.model, to_loss_map(result.losses), pictures, result.scores)

@@ -10,7 +10,7 @@ from ..trainer_core import steps
 from ..trainer_core.data.cache import EmbedCache, LatentCache
 from ..trainer_core.job import TrainLoRASettings
 from ..trainer_core.lumina2.model_files import Lumina2Model
-from . import host, sockets
+from . import file_watch, host, sockets
 from .host_values import read_lora, to_loss_map
 from .pictures import read_images
 from .train_schema import data_inputs, report_outputs, settings_inputs
@@ -55,7 +55,7 @@ class TrainLoRA(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **widgets: Any) -> int:
-        return host.count_lost_runs(widgets.get("run_name"))
+        return file_watch.count_lost_runs(widgets.get("run_name"))
 
     @classmethod
     def execute(
@@ -90,7 +90,7 @@ class TrainLoRA(io.ComfyNode):
                 rollout=rollout,
                 context=context,
             )
-            host.watch_run(settings.run_name, result.adapter.path)
+            file_watch.watch_run(settings.run_name, result.adapter.path)
             pictures = read_images(result.validation_images)
             lora, losses = read_lora(result.adapter.path), to_loss_map(result.losses)
             return io.NodeOutput(result.adapter, lora, losses, pictures, result.scores)

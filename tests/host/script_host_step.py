@@ -184,14 +184,14 @@ def what_changes_a_lora() -> dict[str, Any]:
 
 def what_changes_a_cache() -> dict[str, Any]:
     """Counts before and after a step found latents damaged."""
-    from lumina2_trainer.nodes import host
+    from lumina2_trainer.nodes import file_watch, host
     from lumina2_trainer.trainer_core.errors import CacheDamagedError
 
     def damage() -> None:
         raise CacheDamagedError("an entry is gone: queue Cache Latents again", cache="latents")
 
     def count() -> list[int]:
-        return [host.count_lost_caches(folder) for folder in ("latents", "text_embeds")]
+        return [file_watch.count_lost_caches(folder) for folder in ("latents", "text_embeds")]
 
     before = count()
     outcome = _outcome(host, damage)
