@@ -123,16 +123,22 @@ def test_table_speaks_the_users_language(open_page: Callable[..., Frontend]) -> 
     assert (frontend.page.locator(f"{REGION} caption").text_content() or "").startswith("画像 5 枚")
 
 
-def test_report_and_contact_sheet_of_made_pictures_are_on_the_node(open_page: Callable[..., Frontend]) -> None:
-    frontend = open_page(settings=CLASSIC)
+def test_report_and_contact_sheet_of_made_pictures_are_on_the_node(
+    open_page: Callable[..., Frontend], server: HostServer
+) -> None:
     made = {"images": ["1", 0], "name": "in_browser", "captions": "red", "resolution": 64, "aspect": "buckets"}
     prompt = {
         "1": {"class_type": "EmptyImage", "inputs": {"width": 64, "height": 64, "batch_size": 2, "color": 0xFF0000}},
         "2": {"class_type": "Lumina2DatasetFromImages", "inputs": {**made, "trigger_words": "", "repeats": 1}},
     }
-    frontend.page.evaluate("(prompt) => window.app.loadApiJson(prompt, 'made')", prompt)
-    frontend.page.wait_for_timeout(500)
-    frontend.fit_view()
-    frontend.queue()
-    frontend.page.get_by_text("Pictures used: 2").wait_for(timeout=60_000)
-    assert frontend.errors == []
+    for settings in renderings(server):
+        frontend = open_page(settings=settings)
+        frontend.page.evaluate("(prompt) => window.app.loadApiJson(prompt, 'made')", prompt)
+        frontend.page.wait_for_timeout(500)
+        frontend.fit_view()
+        text = frontend.page.locator(".lumina2-text")
+        height = text.evaluate("element => element.clientHeight")
+        frontend.queue()
+        frontend.page.get_by_text("Pictures used: 2").wait_for(timeout=60_000)
+        assert 0 < text.evaluate("element => element.clientHeight") <= height, settings  # a picture may take some
+        assert frontend.errors == [], settings

@@ -20,6 +20,8 @@ const texts = new Map();
 function attach(node) {
   const element = document.createElement("pre");
   element.className = "lumina2-text";
+  // Nodes 2.0 makes a node as high as its content: a long report is scrolled instead.
+  element.style.containIntrinsicHeight = `${HEIGHTS[node.comfyClass]}px`;
   const widget = node.addDOMWidget("text", "lumina2_text", element, {
     serialize: false,
     hideOnZoom: true,

@@ -58,7 +58,7 @@ const CSS = `
 .lumina2-buttons { display: flex; gap: 4px; flex: none; }
 .lumina2-button { flex: 1; padding: 3px 6px; font: inherit; color: inherit; cursor: pointer; border-radius: 4px;
   background: var(--comfy-menu-bg, #333); border: 1px solid var(--border-color, #444); }
-.lumina2-text { box-sizing: border-box; width: 100%; height: 100%; margin: 0; padding: 4px 8px; overflow: auto;
+.lumina2-text { box-sizing: border-box; width: 100%; height: 100%; contain: size; margin: 0; padding: 4px 8px; overflow: auto;
   font: 12px/1.35 sans-serif; color: var(--descrip-text, #999); white-space: pre-wrap; overflow-wrap: anywhere;
   user-select: text; }
 .lumina2-table-frame { position: relative; width: 100%; height: 100%; min-height: 200px; }
