@@ -125,6 +125,8 @@ def test_locales_name_every_input_and_output(server: HostServer, nodes: dict) ->
             assert set(known[name]["outputs"]) == {str(i) for i in range(len(node["output"]))}, f"{language} {name}"
             texts = [known[name]["description"], *(v["tooltip"] for v in known[name]["inputs"].values())]
             assert all(texts), f"{language} {name}"
+            # Errors, logs and help pages call inputs by their ids, so a label says that too.
+            assert [i for i, v in known[name]["inputs"].items() if i not in v["name"]] == [], f"{language} {name}"
 
 
 def test_english_locale_says_what_the_nodes_say(nodes: dict) -> None:
