@@ -96,9 +96,14 @@ def test_charts_are_chosen_by_tabs(open_page: Callable[..., Frontend], server: H
         assert frontend.errors == []
 
 
-def test_memory_and_time_are_shown_before_the_first_step(open_page: Callable[..., Frontend]) -> None:
+def test_memory_and_time_are_shown_before_the_first_step(
+    open_page: Callable[..., Frontend], server: HostServer
+) -> None:
+    server.run_prompt(training_prompt(run_name="planned"))
     frontend = open_page(settings=CLASSIC)
     load_prompt(frontend, training_prompt(run_name="planned"))
+    frontend.load_workflow(frontend.to_workflow())
+    wait_for(frontend, lambda state: state["status"] == "finished")
     node = frontend.page.evaluate("() => String(window.app.graph._nodes.find((n) => n.type === 'Lumina2TrainLoRA').id)")
     planned = {
         "run": "planned",

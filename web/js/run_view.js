@@ -75,6 +75,7 @@ const EVENTS = {
       notice: noticeOf(view),
       step: detail.step,
       total: detail.total,
+      memory: NaN,
       memoryPlan: detail.memory_plan,
       predictedPeak: detail.predicted_peak_gib ?? NaN,
       predictedSeconds: detail.predicted_seconds,
