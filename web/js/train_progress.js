@@ -123,7 +123,8 @@ app.registerExtension({
         for (const progress of widgets) progress.take(kind, detail);
       });
     }
-    api.addEventListener("reconnected", restoreAll);
+    // Whatever a page missed, the server knows.
+    for (const kind of ["reconnected", "execution_success"]) api.addEventListener(kind, restoreAll);
   },
   nodeCreated(node) {
     if (NODE_TYPES.includes(node.comfyClass)) attach(node);
