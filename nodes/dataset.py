@@ -8,9 +8,26 @@ from comfy_api.latest import io
 
 from ..trainer_core import steps
 from ..trainer_core.data.folder import Dataset, DatasetFolderSettings
+from ..trainer_core.dataset_report import DatasetReport
 from . import host, sockets
 from .pictures import read_images
 from .widgets import build_widgets
+
+
+def report_outputs() -> list[Any]:
+    """What every node that names a dataset gives; see `show_report`."""
+    return [
+        sockets.Dataset.Output(display_name="dataset", tooltip="For Cache Latents and Cache Text Embeds."),
+        io.String.Output(display_name="report", tooltip="Counts, buckets and warnings, for people."),
+        io.Image.Output(display_name="contact_sheet", tooltip="The pictures as they are cropped, with captions."),
+    ]
+
+
+def show_report(report: DatasetReport) -> io.NodeOutput:
+    """The outputs, with report and contact sheet on the node."""
+    sheet = read_images([report.contact_sheet_path])
+    ui = {**host.show_pictures([report.contact_sheet_path]), "text": [report.text]}
+    return io.NodeOutput(report.dataset, report.text, sheet, ui=ui)
 
 
 class DatasetFolder(io.ComfyNode):
@@ -29,13 +46,7 @@ class DatasetFolder(io.ComfyNode):
                     "dataset", optional=True, tooltip="An earlier dataset that this folder is added to."
                 ),
             ],
-            outputs=[
-                sockets.Dataset.Output(display_name="dataset", tooltip="For Cache Latents and Cache Text Embeds."),
-                io.String.Output(display_name="report", tooltip="Counts, buckets and warnings, for people."),
-                io.Image.Output(
-                    display_name="contact_sheet", tooltip="The pictures as they are cropped, with captions."
-                ),
-            ],
+            outputs=report_outputs(),
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
@@ -52,6 +63,4 @@ class DatasetFolder(io.ComfyNode):
     def execute(cls, dataset: Dataset | None = None, **widgets: Any) -> io.NodeOutput:
         with host.running_step(cls.hidden, uses_device=False) as context:
             report = steps.read_dataset_folder(DatasetFolderSettings(**widgets), dataset=dataset, context=context)
-            sheet = read_images([report.contact_sheet_path])
-            ui = {**host.show_pictures([report.contact_sheet_path]), "text": [report.text]}
-            return io.NodeOutput(report.dataset, report.text, sheet, ui=ui)
+            return show_report(report)

@@ -10,7 +10,7 @@ from torch import Tensor
 from ..trainer_core.data.folder import Dataset
 from ..trainer_core.dataset_from_images import DatasetFromImagesSettings, read_dataset_from_images
 from . import file_watch, host, sockets
-from .pictures import read_images
+from .dataset import report_outputs, show_report
 from .widgets import build_widgets
 
 
@@ -33,13 +33,7 @@ class DatasetFromImages(io.ComfyNode):
                     "dataset", optional=True, tooltip="An earlier dataset that these pictures are added to."
                 ),
             ],
-            outputs=[
-                sockets.Dataset.Output(display_name="dataset", tooltip="For Cache Latents and Cache Text Embeds."),
-                io.String.Output(display_name="report", tooltip="Counts, buckets and warnings, for people."),
-                io.Image.Output(
-                    display_name="contact_sheet", tooltip="The pictures as they are cropped, with captions."
-                ),
-            ],
+            outputs=report_outputs(),
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
             is_input_list=True,
@@ -57,6 +51,4 @@ class DatasetFromImages(io.ComfyNode):
                 settings, images=images, dataset=dataset[0] if dataset else None, context=context
             )
             file_watch.watch_pictures(settings.name, report.dataset.folders[-1].path)
-            sheet = read_images([report.contact_sheet_path])
-            ui = {**host.show_pictures([report.contact_sheet_path]), "text": [report.text]}
-            return io.NodeOutput(report.dataset, report.text, sheet, ui=ui)
+            return show_report(report)

@@ -185,6 +185,19 @@ def test_any_error_keeps_the_finished_steps(fresh: Setup, monkeypatch: pytest.Mo
     assert fresh.train().losses == whole.losses
 
 
+def test_a_model_that_does_not_load_is_told_as_a_failure(fresh: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    def out_of_memory(*arguments: object, **options: object) -> None:
+        raise torch.OutOfMemoryError("no memory")
+
+    monkeypatch.setattr("lumina2_trainer.trainer_core.train.load_base_transformer", out_of_memory)
+    events: list = []
+    with pytest.raises(OutOfMemoryError, match=r"^loading the model ran out of memory: turn gradient_checkpointing on"):
+        fresh.with_events(events).train()
+    kinds = [event.kind for event in events if event.run == "run"]
+    assert kinds == ["planned", "failed"]
+    assert events[-1].data["step"] == 0
+
+
 def test_log_and_job_tell_what_was_done(fresh: Setup) -> None:
     events: list = []
     result = fresh.with_events(events).train(validation=replace(PROMPTS, every_num_steps=4))

@@ -21,7 +21,7 @@ CLIP_SCORE = "clip_score"
 """What a line of the log holds that is not of a step but of the pictures drawn after it."""
 KEPT_BY = {
     EMA: "turn on use_ema in Checkpoints and EMA",
-    BEST: "hold pictures out (held_out_share) and turn on keep_best in Validation Prompts",
+    BEST: "hold pictures out (held_out_share or is_held_out) and turn on keep_best in Validation Prompts",
 }
 """What makes a run keep other weights than the live ones."""
 

@@ -33,7 +33,7 @@ SHARE_OF_RATE_WHOLE = 0.4
 """The same where the model's own weights are trained, whose update moves them all."""
 ATTENTION_BACKWARD = 2.5
 """Of its forward pass: five products in place of two."""
-PROBE_SIDE = {"cuda": 4096, "cpu": 1024}
+PROBE_SIDE, PROBE_SIDE_OF_CPU = 4096, 1024
 NUM_PROBES = 3
 MAX_COUNTED_SAMPLES = 256
 """Of a large dataset, so many stand for all."""
@@ -59,8 +59,8 @@ def announce_plan(
     samples: Sequence[TrainingSample],
     held_out: Sequence[TrainingSample],
     context: StepContext,
-) -> None:
-    """Say what a run will take, before its weights are read."""
+) -> int:
+    """Say what a run will take, before its weights are read; its step so far."""
     checkpoints = list_checkpoints(run.checkpoints_dir)
     first_step = step_of(checkpoints[-1]) if checkpoints else 0
     seconds = estimate_seconds(job, plan, samples, held_out, context.device, first_step)
@@ -73,6 +73,7 @@ def announce_plan(
         "predicted_seconds": seconds,
     }
     context.emit(Event(kind="planned", run=run.name, data=data))
+    return first_step
 
 
 def estimate_seconds(
@@ -107,8 +108,9 @@ def estimate_seconds(
 
 def measure_rate(device: torch.device, dtype: torch.dtype) -> float:
     """Operations a second of a large matrix product."""
-    side = PROBE_SIDE.get(device.type, PROBE_SIDE["cpu"])
-    a, b = (torch.ones(side, side, device=device, dtype=dtype) for _ in range(2))
+    side = PROBE_SIDE_OF_CPU if device.type == "cpu" else PROBE_SIDE
+    generator = torch.Generator(device).manual_seed(0)  # GPUs are faster with equal values, and slower with real ones
+    a, b = (torch.rand(side, side, device=device, dtype=dtype, generator=generator) for _ in range(2))
     seconds = []
     for _ in range(1 + NUM_PROBES):  # the first one starts the library
         started = time.perf_counter()

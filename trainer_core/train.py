@@ -119,13 +119,17 @@ def _train_to_end(
     start_peak_memory(context.device)
     weights.check(Path(job.model.base_path))
     memory = plan_memory(job, weights, samples, context.device)
-    announce_plan(job, run, memory, samples, held_out, context)
+    first_step = announce_plan(job, run, memory, samples, held_out, context)
     if job.rollout is not None:
         logger.info("Run %s: %s", run.name, job.rollout.sentence)
     remedies = memory_remedies(job, memory)
-    with explained_out_of_memory("loading the model", remedies):
-        session = _start_session(job, weights, memory, samples, embeds, context)
-    _resume(session, run, weights)
+    try:
+        with explained_out_of_memory("loading the model", remedies):
+            session = _start_session(job, weights, memory, samples, embeds, context)
+            _resume(session, run, weights)
+    except BaseException as error:
+        _tell_failure(run, first_step, error, context)
+        raise
     for observer in observers:
         observer.started(session.step)
     recorder = Recorder(
@@ -148,10 +152,14 @@ def _train_to_end(
                 recorder.record_step(session.train_step())
             recorder.finish()
     except BaseException as error:
-        if not isinstance(error, StopTraining):
-            context.emit(Event(kind="failed", run=run.name, data={"step": session.step, "message": str(error)}))
+        _tell_failure(run, session.step, error, context)
         _rescue(session, recorder)
         raise
+
+
+def _tell_failure(run: RunFolder, step: int, error: BaseException, context: StepContext) -> None:
+    if not isinstance(error, StopTraining):
+        context.emit(Event(kind="failed", run=run.name, data={"step": step, "message": str(error)}))
 
 
 def _rescue(session: TrainingSession, recorder: Recorder) -> None:

@@ -20,6 +20,7 @@ from .lumina2.base_files import load_base_transformer
 from .lumina2.model_files import Lumina2Model
 from .lumina2.prompts import SYSTEM_PROMPTS, resolve_system_prompt
 from .lumina2.weight_files import read_weights
+from .out_of_memory import explained_out_of_memory
 from .training.memory import free_memory
 from .validation.pictures import load_prompt_embeds, plan_pictures
 from .validation.render import render_pictures
@@ -31,6 +32,9 @@ VALIDATIONS_FOLDER = "validations"
 DEFAULT_SYSTEM_PROMPT = SYSTEM_PROMPTS["superior"]
 
 
+@explained_out_of_memory(
+    "drawing pictures", ["lower width and height", "choose precision fp8, int8 or nf4 in Load Lumina2"]
+)
 def draw_validation(
     settings: ValidateSettings, model: Lumina2Model, adapter: Adapter | None, context: StepContext
 ) -> tuple[Path, ...]:

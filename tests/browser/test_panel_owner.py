@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import time
 from collections.abc import Callable
 from typing import Any
 
@@ -106,22 +105,10 @@ def test_panel_in_a_subgraph_moves_and_hears_of_no_other_node(
     open_page: Callable[..., Frontend], server: HostServer
 ) -> None:
     for number, settings in enumerate(renderings(server)):
-        check_panel_in_a_subgraph(open_page(settings=settings), server, f"inside_{number}")
+        check_panel_in_a_subgraph(open_page(settings=settings), f"inside_{number}")
 
 
-def wait_for_run(frontend: Frontend, server: HostServer, run: str, steps: int) -> None:
-    """Until a run is finished, and its last event has reached the page."""
-    deadline = time.monotonic() + 90
-    state: dict[str, Any] = {}
-    while state.get("status") != "finished":
-        assert time.monotonic() < deadline, state
-        frontend.page.wait_for_timeout(200)
-        _, state = server.request(f"/lumina2_trainer/runs/{run}")
-    assert state["step"] == steps
-    frontend.page.wait_for_timeout(1000)
-
-
-def check_panel_in_a_subgraph(frontend: Frontend, server: HostServer, run_name: str) -> None:
+def check_panel_in_a_subgraph(frontend: Frontend, run_name: str) -> None:
     load_prompt(frontend, training_prompt(run_name=run_name, steps=4))
     frontend.queue()
     wait_for(frontend, is_finished)
@@ -142,7 +129,7 @@ def check_panel_in_a_subgraph(frontend: Frontend, server: HostServer, run_name: 
     assert {inner, same_id} <= set(frontend.to_prompt())
     record_texts(frontend, inner)
     frontend.queue()
-    wait_for_run(frontend, server, f"{run_name}-3", steps=7)
+    wait_for(frontend, lambda state: state["step"] == 7 and is_finished(state), node=same_id)
     assert 7 not in totals(recorded_texts(frontend, inner))
     assert panel_state(frontend, inner)["step"] == 12
     assert frontend.errors == []

@@ -69,12 +69,7 @@ export function viewAfterEvent(view, kind, detail) {
 const EVENTS = {
   planned(view, detail) {
     return {
-      ...view,
-      status: "running",
-      message: "",
-      notice: noticeOf(view),
-      step: detail.step,
-      total: detail.total,
+      ...runningView(view, detail),
       memory: NaN,
       memoryPlan: detail.memory_plan,
       predictedPeak: detail.predicted_peak_gib ?? NaN,
@@ -91,12 +86,7 @@ const EVENTS = {
     };
     const curves = Object.entries(view.curves).map(([name, points]) => [name, addPoint(points, detail.step, values[name])]);
     return {
-      ...view,
-      status: "running",
-      message: "",
-      notice: noticeOf(view),
-      step: detail.step,
-      total: detail.total,
+      ...runningView(view, detail),
       ...values,
       secondsPerStep: detail.seconds_per_step,
       etaSeconds: detail.eta_seconds,
@@ -126,6 +116,10 @@ const EVENTS = {
     return { ...view, status: "failed", message: detail.message ?? "", etaSeconds: NaN };
   },
 };
+
+function runningView(view, { step, total }) {
+  return { ...view, status: "running", message: "", notice: noticeOf(view), step, total };
+}
 
 /** What a tracker or the hub said in this run; a run that starts anew has heard nothing yet. */
 function noticeOf(view) {

@@ -98,7 +98,11 @@ function attach(node) {
   // options.serialize keeps the widget out of the prompt, this one keeps it out of the saved widget values.
   widget.serialize = false;
   widgets.add(progress);
-  const { onConfigure, onRemoved } = node;
+  const { onAdded, onConfigure, onRemoved } = node;
+  node.onAdded = function (...args) {
+    widgets.add(progress); // again, where a node is put back or into a subgraph
+    return onAdded?.apply(this, args);
+  };
   node.onConfigure = function (...args) {
     setTimeout(() => progress.restore()); // when the rest of the graph is there as well
     return onConfigure?.apply(this, args);
