@@ -19,13 +19,17 @@ def write_tiny_files(base_dir: Path) -> None:
     checkpoints = base_dir / "models" / "checkpoints"
     checkpoints.mkdir(parents=True, exist_ok=True)
     write_all_in_one(checkpoints / TINY_BASE)
-    folder = base_dir / "input" / TINY_FOLDER
+    write_discs(base_dir / "input" / TINY_FOLDER, captions="a {colour} disc (drawn)")
+
+
+def write_discs(folder: Path, captions: str, background: str = "white") -> None:
+    """One captioned picture of a disc for each colour, which ``captions`` may name."""
     folder.mkdir(parents=True, exist_ok=True)
     for i, colour in enumerate(COLOURS):
-        picture = Image.new("RGB", (64, 64 + 16 * (i % 2)), "white")
+        picture = Image.new("RGB", (64, 64 + 16 * (i % 2)), background)
         ImageDraw.Draw(picture).ellipse((8, 8, 40 + 4 * i, 40 + 4 * i), fill=colour)
         picture.save(folder / f"{colour}.png")
-        (folder / f"{colour}.txt").write_text(f"a {colour} disc (drawn)", "utf-8")
+        (folder / f"{colour}.txt").write_text(captions.format(colour=colour), "utf-8")
 
 
 def training_prompt(**train: Any) -> dict[str, Any]:

@@ -172,6 +172,10 @@ class HostServer:
         return self.log_path.read_text("utf-8", errors="replace")
 
     @property
+    def input_dir(self) -> Path:
+        return self.base_dir / "input"
+
+    @property
     def output_dir(self) -> Path:
         return self.base_dir / "output"
 

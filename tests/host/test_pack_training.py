@@ -14,7 +14,7 @@ import pytest
 from lumina2_trainer.trainer_core.adapters.lycoris_settings import LyCORISSettings
 from lumina2_trainer.trainer_core.settings import describe_settings
 
-from .prompts import generation_nodes, training_prompt
+from .prompts import generation_nodes, training_prompt, write_discs
 from .server import HostServer
 
 
@@ -187,9 +187,17 @@ def delete_first_entry(cache_dir: Path, folder: str) -> None:
 def test_queueing_again_mends_a_cache_that_lost_an_entry(
     server: HostServer, folder: str, node: str, remedy: str
 ) -> None:
-    server.run_prompt(training_prompt(run_name="mended", steps=1))
+    own_folder = f"mended_{folder}"
+    write_discs(server.input_dir / own_folder, captions=f"a {{colour}} disc, {folder}", background="gray")
+
+    def prompt(steps: int) -> dict[str, Any]:
+        prompt = training_prompt(run_name=own_folder, steps=steps)
+        prompt["dataset"]["inputs"]["folder"] = own_folder
+        return prompt
+
+    server.run_prompt(prompt(steps=1))
     delete_first_entry(server.output_dir / "lumina2_trainer" / "cache", folder)
-    again = training_prompt(run_name="mended", steps=2)
+    again = prompt(steps=2)
     broken = server.run_prompt(again)
     assert broken.kind == "execution_error"
     assert remedy in broken.data["exception_message"]
