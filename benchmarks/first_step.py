@@ -70,7 +70,7 @@ def train_first_step(work: Path, precision: str, started: float) -> dict[str, An
         Seconds since `started` when the steps were imported, when the base was checked and when the first step was
         done, that step's own seconds, and the most host memory in GiB until then.
     """
-    from lumina2_trainer.trainer_core import steps
+    from lumina2_trainer.trainer_core import train_steps
     from lumina2_trainer.trainer_core.data.cache import EmbedCache, LatentCache
     from lumina2_trainer.trainer_core.errors import StopTraining
     from lumina2_trainer.trainer_core.events import Event
@@ -91,7 +91,7 @@ def train_first_step(work: Path, precision: str, started: float) -> dict[str, An
     model = place.load(context)
     result["checked"] = time.time() - started
     try:
-        steps.train_lora(
+        train_steps.train_lora(
             TrainLoRASettings(run_name="start-up"),
             model=model,
             latents=LatentCache(**caches["latents"]),

@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 from lumina2_trainer.benchmarks.processes import MACHINE_SCRIPT, headline, run_alone, write_report
-from lumina2_trainer.trainer_core import demo, steps
+from lumina2_trainer.trainer_core import demo, steps, train_steps
 from lumina2_trainer.trainer_core.adapters.kinds import AdapterSettings
 from lumina2_trainer.trainer_core.adapters.lycoris_settings import LYCORIS_ALGORITHMS, LyCORISSettings
 from lumina2_trainer.trainer_core.context import StepContext
@@ -128,7 +128,7 @@ class Demo:
         changed = {**choice.train, "steps": num_steps, "seed": seed, "run_name": run_name}
         warmup = min(demo.OPTIMIZER.num_warmup_steps, num_steps // 2)
         started = time.perf_counter()
-        trained = steps.train_lora(
+        trained = train_steps.train_lora(
             dataclasses.replace(demo.TRAIN, **changed),
             model=self._model,
             latents=self._latents,

@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from lumina2_trainer.benchmarks.processes import MACHINE_SCRIPT, headline, run_alone, write_report
-from lumina2_trainer.trainer_core import demo, steps
+from lumina2_trainer.trainer_core import demo, steps, train_steps
 from lumina2_trainer.trainer_core.context import StepContext
 from lumina2_trainer.trainer_core.lumina2.model_files import LoadSettings
 from lumina2_trainer.trainer_core.lumina2.precision import PRECISIONS
@@ -67,7 +67,7 @@ def measure(precision: str, num_steps: int, num_seeds: int, folder: Path) -> dic
     for seed in range(FIRST_SEED, FIRST_SEED + num_seeds):
         settings = dataclasses.replace(demo.TRAIN, steps=num_steps, seed=seed, run_name=f"{precision}-{seed}")
         started = time.perf_counter()
-        trained = steps.train_lora(
+        trained = train_steps.train_lora(
             settings,
             model=model,
             latents=latents,

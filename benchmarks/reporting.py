@@ -20,7 +20,7 @@ from unittest import mock
 
 import torch
 from lumina2_trainer.benchmarks.processes import write_report
-from lumina2_trainer.trainer_core import demo, steps
+from lumina2_trainer.trainer_core import demo, steps, train_steps
 from lumina2_trainer.trainer_core.context import StepContext
 from lumina2_trainer.trainer_core.events import Event
 from lumina2_trainer.trainer_core.job import TrainLoRASettings
@@ -69,7 +69,7 @@ def measure_reporting(folder: Path, num_steps: int) -> dict[str, Any]:
         steps=num_steps, batch_size=1, rank=16, alpha=16.0, run_name="reporting", gradient_checkpointing=False
     )
     with _timed(TrainingSession, "train_step") as training, _timed(Recorder, "record_step") as reporting:
-        steps.train_lora(settings, model=model, latents=latents, embeds=embeds, context=context)
+        train_steps.train_lora(settings, model=model, latents=latents, embeds=embeds, context=context)
     step_seconds = statistics.median(training[NUM_WARM_UP_STEPS:])
     report_seconds = statistics.median(reporting[NUM_WARM_UP_STEPS:])
     return {

@@ -12,6 +12,7 @@ from ..trainer_core.data.index import EMBEDS_FOLDER, LATENTS_FOLDER
 from ..trainer_core.lumina2.model_files import Lumina2Model
 from ..trainer_core.validation.settings import ValidationSettings
 from . import file_watch, host, sockets
+from .forecasts import FORECASTER
 from .widgets import build_widgets
 
 
@@ -31,7 +32,7 @@ class CacheLatents(io.ComfyNode):
                 *build_widgets(steps.CacheLatentsSettings),
             ],
             outputs=[sockets.Latents.Output(display_name="latents", tooltip="For latents of a Train node.")],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
@@ -41,6 +42,7 @@ class CacheLatents(io.ComfyNode):
     @classmethod
     def execute(cls, model: Lumina2Model, dataset: Dataset, **widgets: Any) -> io.NodeOutput:
         with host.running_step(cls.hidden) as context:
+            context = FORECASTER.announcing(cls.hidden, dataset, context)
             settings = steps.CacheLatentsSettings(**widgets)
             cache = steps.cache_latents(settings, model=model, dataset=dataset, context=context)
             file_watch.watch_cache(LATENTS_FOLDER, cache.index_path)
@@ -68,7 +70,7 @@ class CacheTextEmbeds(io.ComfyNode):
                 ),
             ],
             outputs=[sockets.Embeds.Output(display_name="embeds", tooltip="For embeds of a Train node.")],
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
 
     @classmethod
@@ -80,6 +82,7 @@ class CacheTextEmbeds(io.ComfyNode):
         cls, model: Lumina2Model, dataset: Dataset, validation: ValidationSettings | None = None, **widgets: Any
     ) -> io.NodeOutput:
         with host.running_step(cls.hidden) as context:
+            context = FORECASTER.announcing(cls.hidden, dataset, context)
             settings = steps.CacheTextEmbedsSettings(**widgets)
             cache = steps.cache_text_embeds(
                 settings, model=model, dataset=dataset, validation=validation, context=context

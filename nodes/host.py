@@ -104,6 +104,9 @@ class _Conversation:
 
     def emit(self, event: Event) -> None:
         """Record the event and send it; of progress not every step, but always the last."""
+        if event.kind == "forecast":  # of a run that other nodes will train, later
+            send(f"{RUNS_FOLDER}.{event.kind}", event.to_json())
+            return
         self.run = event.run
         payload = {**event.to_json(), "node": self.node_id}
         if "images" in payload:

@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainer_core import steps
+from ..trainer_core import train_steps
 from ..trainer_core.data.cache import EmbedCache, LatentCache
 from ..trainer_core.job import TrainFullSettings
 from ..trainer_core.lumina2.model_files import Lumina2Model
@@ -64,7 +64,7 @@ class TrainFullModel(io.ComfyNode):
     ) -> io.NodeOutput:
         with host.running_step(cls.hidden) as context:
             settings = TrainFullSettings(**widgets)
-            result = steps.train_full(
+            result = train_steps.train_full(
                 settings,
                 model=model,
                 latents=latents,

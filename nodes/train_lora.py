@@ -6,7 +6,7 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainer_core import steps
+from ..trainer_core import train_steps
 from ..trainer_core.data.cache import EmbedCache, LatentCache
 from ..trainer_core.job import TrainLoRASettings
 from ..trainer_core.lumina2.model_files import Lumina2Model
@@ -75,7 +75,7 @@ class TrainLoRA(io.ComfyNode):
     ) -> io.NodeOutput:
         with host.running_step(cls.hidden) as context:
             settings = TrainLoRASettings(**widgets)
-            result = steps.train_lora(
+            result = train_steps.train_lora(
                 settings,
                 model=model,
                 latents=latents,

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from lumina2_trainer.trainer_core import steps
+from lumina2_trainer.trainer_core import steps, train_steps
 from lumina2_trainer.trainer_core.job import TrainFullSettings
 
 from .training_setup import Setup
@@ -14,6 +14,6 @@ TRAIN_FULL = TrainFullSettings(
 
 def train_full(setup: Setup, settings: TrainFullSettings = TRAIN_FULL, **sockets: object) -> steps.TrainFullResult:
     """Run the step with a setup's sockets."""
-    return steps.train_full(
+    return train_steps.train_full(
         settings, model=setup.model, latents=setup.latents, embeds=setup.embeds, context=setup.context, **sockets
     )

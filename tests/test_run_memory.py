@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lumina2_trainer.trainer_core import run_memory, train
+from lumina2_trainer.trainer_core import run_memory, run_plan
 from lumina2_trainer.trainer_core.adapters.lora import LoRASettings
 from lumina2_trainer.trainer_core.errors import StopTraining, TrainerError
 from lumina2_trainer.trainer_core.events import Event
@@ -55,7 +55,7 @@ def test_a_run_with_swapped_blocks_learns_the_same(
             used.append(now)
             return super().present(index, now)  # type: ignore[arg-type]
 
-    monkeypatch.setattr(train, "plan_memory", lambda *arguments: SWAP)
+    monkeypatch.setattr(run_plan, "plan_memory", lambda *arguments: SWAP)
     monkeypatch.setattr("lumina2_trainer.trainer_core.training.memory_plan.SwappedWeights", Watched)
     actual = final_tensors(fresh.moved_to(tmp_path / "swapped"), validation=replace(PROMPTS, every_num_steps=3))
     assert set(used) == {"forward", "backward", "inference"}
@@ -65,7 +65,7 @@ def test_a_run_with_swapped_blocks_learns_the_same(
 def test_another_plan_goes_on_with_the_same_run(fresh: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(StopTraining):
         fresh.with_stop(StopAfter(3)).train()
-    monkeypatch.setattr(train, "plan_memory", lambda *arguments: SWAP)
+    monkeypatch.setattr(run_plan, "plan_memory", lambda *arguments: SWAP)
     resumed = fresh.train(replace(TRAIN, memory="3"))
     assert Path(resumed.adapter.run_dir).name == "run"
     assert len(resumed.losses) == 6

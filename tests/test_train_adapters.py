@@ -17,6 +17,7 @@ from lumina2_trainer.trainer_core.adapters.lycoris_settings import LyCORISSettin
 from lumina2_trainer.trainer_core.errors import StopTraining, TrainerError
 from lumina2_trainer.trainer_core.job import TrainJob
 from lumina2_trainer.trainer_core.job_record import fingerprint_job
+from lumina2_trainer.trainer_core.results import TrainResult
 from lumina2_trainer.trainer_core.validation.settings import ValidateSettings
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -38,7 +39,7 @@ RESUMED: dict[str, tuple[str, AdapterSettings]] = {
 """Precision and settings."""
 
 
-def tensors_of(result: steps.TrainResult) -> dict[str, Tensor]:
+def tensors_of(result: TrainResult) -> dict[str, Tensor]:
     return read_adapter(Path(result.adapter.path)).tensors
 
 

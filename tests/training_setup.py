@@ -7,13 +7,14 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from lumina2_trainer.trainer_core import steps
+from lumina2_trainer.trainer_core import steps, train_steps
 from lumina2_trainer.trainer_core.context import StepContext
 from lumina2_trainer.trainer_core.data.cache import EmbedCache, LatentCache
 from lumina2_trainer.trainer_core.data.folder import DatasetFolderSettings
 from lumina2_trainer.trainer_core.events import Event
 from lumina2_trainer.trainer_core.job import TrainLoRASettings
 from lumina2_trainer.trainer_core.lumina2.model_files import LoadSettings, Lumina2Model
+from lumina2_trainer.trainer_core.results import TrainResult
 from lumina2_trainer.trainer_core.validation.settings import ValidationSettings
 from PIL import Image
 
@@ -36,9 +37,9 @@ class Setup:
     embeds: EmbedCache
     context: StepContext
 
-    def train(self, settings: TrainLoRASettings = TRAIN, **sockets: object) -> steps.TrainResult:
+    def train(self, settings: TrainLoRASettings = TRAIN, **sockets: object) -> TrainResult:
         """Run the step with this setup's sockets."""
-        return steps.train_lora(
+        return train_steps.train_lora(
             settings, model=self.model, latents=self.latents, embeds=self.embeds, context=self.context, **sockets
         )
 

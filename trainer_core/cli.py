@@ -7,8 +7,13 @@ import logging
 import sys
 from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from .errors import StopTraining, TrainerError
+
+if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
+    from .context import StepContext
+    from .workflow import Workflow
 
 EXIT_STOPPED = 130
 """As a shell reports a program ended by Ctrl-C."""
@@ -37,19 +42,12 @@ def _make_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
     run = commands.add_parser("run", help="run a workflow file saved in ComfyUI (canvas or API format)")
-    run.add_argument("workflow", type=Path, metavar="WORKFLOW.json")
-    run.add_argument(
-        "--set",
-        action="append",
-        default=[],
-        metavar="NODE.INPUT=VALUE",
-        help="replace a widget's value; NODE is an id or a type",
-    )
-    run.add_argument(
-        "--root", action="append", default=[], type=Path, metavar="DIR", help="folder that datasets may lie in"
-    )
-    run.add_argument("--models", action="append", default=[], type=Path, metavar="DIR", help="a ComfyUI models folder")
+    _add_workflow(run)
     _add_common(run, _run_workflow)
+
+    plan = commands.add_parser("plan", help="say what memory and time the runs of a workflow file will take")
+    _add_workflow(plan)
+    _add_common(plan, _plan_workflow)
 
     demo = commands.add_parser("demo", help="train a LoRA on the bundled model and pictures")
     _add_common(demo, _run_demo)
@@ -74,6 +72,23 @@ def _make_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def _add_workflow(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("workflow", type=Path, metavar="WORKFLOW.json")
+    parser.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        metavar="NODE.INPUT=VALUE",
+        help="replace a widget's value; NODE is an id or a type",
+    )
+    parser.add_argument(
+        "--root", action="append", default=[], type=Path, metavar="DIR", help="folder that datasets may lie in"
+    )
+    parser.add_argument(
+        "--models", action="append", default=[], type=Path, metavar="DIR", help="a ComfyUI models folder"
+    )
+
+
 def _add_common(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespace], None]) -> None:
     parser.add_argument("--output", type=Path, default=Path("output"), metavar="DIR", help="where runs and caches go")
     parser.add_argument("--device", default="", help="cuda, cuda:1, mps, cpu; the fastest there is by default")
@@ -81,27 +96,44 @@ def _add_common(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespa
 
 
 def _run_workflow(options: argparse.Namespace) -> None:
-    from .console import ConsoleReporter, stop_on_signals
-    from .headless import make_context, split_assignments
+    from .console import stop_on_signals
+    from .forecast import announcing_runs
     from .runner import run_workflow
+
+    with stop_on_signals() as should_stop:
+        workflow, context = _open_workflow(options, should_stop)
+        run_workflow(workflow, announcing_runs(workflow, context))
+
+
+def _plan_workflow(options: argparse.Namespace) -> None:
+    from .console import stop_on_signals
+    from .forecast import plan_workflow
+
+    with stop_on_signals() as should_stop:
+        print(plan_workflow(*_open_workflow(options, should_stop)))
+
+
+def _open_workflow(options: argparse.Namespace, should_stop: Callable[[], bool]) -> tuple[Workflow, StepContext]:
+    """The file with the values typed, and the surroundings it is run in."""
+    from .console import ConsoleReporter
+    from .headless import make_context, split_assignments
     from .workflow import read_workflow, with_values
 
     assignments = split_assignments(options.set)
     workflow = with_values(read_workflow(options.workflow), assignments)
     for node in workflow.left_out:
         print(f"left out: node {node} needs ComfyUI", file=sys.stderr)
-    with stop_on_signals() as should_stop:
-        context = make_context(
-            output_dir=options.output,
-            device=options.device,
-            roots=options.root,
-            models=options.models,
-            trusted=[value for target, value in assignments.items() if value and target.endswith(PATH_INPUTS)],
-            emit=ConsoleReporter(),
-            should_stop=should_stop,
-            workflow=options.workflow.read_text(encoding="utf-8"),
-        )
-        run_workflow(workflow, context)
+    context = make_context(
+        output_dir=options.output,
+        device=options.device,
+        roots=options.root,
+        models=options.models,
+        trusted=[value for target, value in assignments.items() if value and target.endswith(PATH_INPUTS)],
+        emit=ConsoleReporter(),
+        should_stop=should_stop,
+        workflow=options.workflow.read_text(encoding="utf-8"),
+    )
+    return workflow, context
 
 
 def _run_demo(options: argparse.Namespace) -> None:

@@ -30,7 +30,12 @@ class ConsoleReporter:
             self._last_line = time.monotonic()
             print(f"{event.run}: {_progress_text(event)}", flush=True)
         elif event.kind == "planned":
-            print(f"{event.run}: about {_duration(data['predicted_seconds'])} from step {data['step']}", flush=True)
+            print(
+                f"{event.run}: about {format_duration(data['predicted_seconds'])} from step {data['step']}", flush=True
+            )
+        elif event.kind == "forecast":
+            text = data["message"] or f"will take about {format_duration(data['predicted_seconds'])}"
+            print(f"{event.run}: {text}", flush=True)
         elif event.kind == "validation":
             print(f"{event.run}: step {data['step']}: {len(data['images'])} validation pictures", flush=True)
         elif event.kind == "checkpoint":
@@ -45,10 +50,11 @@ def _progress_text(event: Event) -> str:
     if "loss" in data:
         text += f"  loss {data['loss']:.4f}  lr {data['learning_rate']:.2e}  {data['seconds_per_step']:.2f} s/step"
     eta = data["eta_seconds"]
-    return text + (f"  {_duration(eta)} left" if eta else "")
+    return text + (f"  {format_duration(eta)} left" if eta else "")
 
 
-def _duration(seconds: float) -> str:
+def format_duration(seconds: float) -> str:
+    """Minutes and seconds as 14:30, from an hour on with hours."""
     minutes, seconds = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"

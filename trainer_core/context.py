@@ -41,6 +41,8 @@ class StepContext:
     """Asked between steps and between cache entries."""
     take_requests: Callable[[str], frozenset[Request]] = lambda run: frozenset()
     """What was asked of this run since the last call."""
+    before_encoding: Callable[[], None] = lambda: None
+    """Called when pictures or captions must be encoded, so that the runs they are for have to wait."""
     workflow: str = ""
     """The workflow as JSON text, kept beside the run; empty if unknown."""
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from . import steps
+from . import steps, train_steps
 from .adapters.export import read_adapter
 from .adapters.lora import LoRASettings
 from .adapters.merge import merge_adapter
@@ -72,7 +72,7 @@ def run_demo(context: StepContext) -> str:
         validation=validation,
         context=context,
     )
-    trained = steps.train_lora(
+    trained = train_steps.train_lora(
         TRAIN,
         model=model,
         latents=latents,

@@ -46,6 +46,7 @@ def encode_prompts(
     )
 
     def load_encoder() -> PromptEncoder:
+        context.before_encoding()
         from .lumina2.text_encoder import load_text_encoder
 
         path = Path(model.text_encoder_path)

@@ -6,7 +6,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-EventKind = Literal["planned", "progress", "validation", "checkpoint", "finished", "failed", "notice", "held_out"]
+EventKind = Literal[
+    "forecast", "planned", "progress", "validation", "checkpoint", "finished", "failed", "notice", "held_out"
+]
 Request = Literal["save", "validate"]
 
 

@@ -6,14 +6,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
-from . import steps
+from . import steps, train_steps
 from .adapters.lora import LoRASettings
 from .adapters.lycoris_settings import LyCORISSettings
 from .caption_table import CaptionTableSettings, read_caption_table
 from .compare import CompareSettings, compare
 from .data.folder import DatasetFolderSettings
 from .dataset_from_images import DatasetFromImagesSettings, read_dataset_from_images
-from .job import TrainFullSettings, TrainLoRASettings
+from .job import TrainFullSettings, TrainJob, TrainLoRASettings
 from .lumina2.model_files import LoadSettings
 from .lumina2.timesteps import NoiseSettings
 from .publish.settings import HubSettings, TrackingSettings
@@ -30,6 +30,8 @@ class NodeStep:
     """Dataclass of its widgets, in the order of the widgets."""
     run: Callable[..., Any] | None = None
     """Called with the settings, the linked sockets by name and the context; None hands the settings on."""
+    make_job: Callable[..., TrainJob] | None = None
+    """For what trains: called as `run` is, gives the job that it trains."""
     sockets: tuple[str, ...] = ()
     """Names of the inputs that take links from other nodes."""
     outputs: tuple[str | None, ...] = ("",)
@@ -66,7 +68,8 @@ NODE_STEPS: dict[str, NodeStep] = {
     ),
     "Lumina2TrainLoRA": NodeStep(
         settings=TrainLoRASettings,
-        run=steps.train_lora,
+        run=train_steps.train_lora,
+        make_job=train_steps.make_lora_job,
         sockets=(
             "model",
             "latents",
@@ -84,7 +87,8 @@ NODE_STEPS: dict[str, NodeStep] = {
     ),
     "Lumina2TrainFull": NodeStep(
         settings=TrainFullSettings,
-        run=steps.train_full,
+        run=train_steps.train_full,
+        make_job=train_steps.make_full_job,
         sockets=(
             "model",
             "latents",

@@ -8,10 +8,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 
-from .data.cache import TrainingSample
-from .data.entries import TENSOR
+from .data.sample_sizes import SampleSize
 from .job import TrainJob
 from .lumina2.attention import has_padded_attention
 from .lumina2.checkpoint import read_config
@@ -27,7 +25,6 @@ from .training.memory_setting import parse_memory
 from .training.memory_sizes import DeviceFacts, ModelSize, largest_batch, measure_model
 from .training.optimizers import OPTIMIZERS, state_bytes_on_device
 
-TOKEN_PIXELS = 16 * 16
 RESERVED_SHARE = 1 / 16
 MIN_RESERVE = GIB / 2
 """Left free of a GPU by "auto": a sixteenth of its memory and at least this, for what the allocator cannot use."""
@@ -37,7 +34,7 @@ SMALL_WORKSPACE = 2**23 + 2**17
 
 
 def plan_memory(
-    job: TrainJob, weights: TrainedWeights, samples: Sequence[TrainingSample], device: torch.device
+    job: TrainJob, weights: TrainedWeights, samples: Sequence[SampleSize], device: torch.device
 ) -> MemoryPlan:
     """Choose what is done to save memory in a run, before a weight is read.
 
@@ -99,16 +96,15 @@ def _budget(allowed: float | None, device: torch.device, freedom: Freedom) -> Bu
 
 
 def estimate_step(
-    job: TrainJob, weights: TrainedWeights, samples: Sequence[TrainingSample], device: torch.device
+    job: TrainJob, weights: TrainedWeights, samples: Sequence[SampleSize], device: torch.device
 ) -> StepEstimate:
     """Predict the memory of a job's steps."""
     most = job.train.batch_size  # of one sample in a batch, where small folders are drawn often
     has_second_loss = job.noise.low_resolution_weight > 0  # each picture comes once more, shrunk
     lengths = [
         (
-            max(map(count_rows, s.embeds_paths)) * (2 if has_second_loss else 1),
-            s.width * s.height // TOKEN_PIXELS
-            + (num_low_resolution_tokens(s.width, s.height) if has_second_loss else 0),
+            max(s.caption_tokens) * (2 if has_second_loss else 1),
+            s.image_tokens + (num_low_resolution_tokens(s.width, s.height) if has_second_loss else 0),
             s.repeats if s.folder_weight is None else most,
         )
         for s in samples
@@ -165,9 +161,3 @@ def describe_network(job: TrainJob) -> Lumina2Transformer:
     config = read_config(Path(job.model.base_path))
     with torch.device("meta"):
         return Lumina2Transformer(config).requires_grad_(False)
-
-
-def count_rows(path: Path) -> int:
-    """Tokens of a cached caption, from the header of its file."""
-    with safe_open(path, "pt") as file:
-        return file.get_slice(TENSOR).get_shape()[0]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,22 +9,16 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .context import StepContext
-from .data.cache import TrainingSample
-from .events import Event
+from .data.sample_sizes import TOKEN_PIXELS, SampleSize
 from .held_out_watch import NUM_DRAWS
 from .job import TrainJob
 from .lumina2.precision import PRECISIONS
 from .lumina2.transformer import Lumina2Transformer
-from .run_folder import RunFolder, step_of
-from .run_memory import TOKEN_PIXELS, count_rows, describe_network
-from .training.checkpoints import list_checkpoints
-from .training.memory_plan import GIB, MemoryPlan, relative_time
+from .run_memory import describe_network
+from .training.memory_plan import MemoryPlan, relative_time
 from .training.weight_views import VALIDATED_WEIGHTS
 from .validation.pictures import plan_pictures
 from .validation.settings import ValidationSettings
-
-logger = logging.getLogger(__name__)
 
 SHARE_OF_RATE = 0.6
 """Of the rate of one large product, what steps reach on the whole: 0.55 to 0.64 on an H100 (benchmarks/RESULTS.md)."""
@@ -52,35 +45,11 @@ class Pass:
         return self.products + self.attention
 
 
-def announce_plan(
-    job: TrainJob,
-    run: RunFolder,
-    plan: MemoryPlan,
-    samples: Sequence[TrainingSample],
-    held_out: Sequence[TrainingSample],
-    context: StepContext,
-) -> int:
-    """Say what a run will take, before its weights are read; its step so far."""
-    checkpoints = list_checkpoints(run.checkpoints_dir)
-    first_step = step_of(checkpoints[-1]) if checkpoints else 0
-    seconds = estimate_seconds(job, plan, samples, held_out, context.device, first_step)
-    logger.info("Run %s: %s", run.name, plan.sentence)
-    data = {
-        "step": first_step,
-        "total": job.train.steps,
-        "memory_plan": plan.sentence,
-        "predicted_peak_gib": None if plan.peak_bytes is None else plan.peak_bytes / GIB,
-        "predicted_seconds": seconds,
-    }
-    context.emit(Event(kind="planned", run=run.name, data=data))
-    return first_step
-
-
 def estimate_seconds(
     job: TrainJob,
     plan: MemoryPlan,
-    samples: Sequence[TrainingSample],
-    held_out: Sequence[TrainingSample],
+    samples: Sequence[SampleSize],
+    held_out: Sequence[SampleSize],
     device: torch.device,
     first_step: int,
 ) -> float:
@@ -139,7 +108,7 @@ def _count_weights(block: nn.Module) -> int:
 
 
 def _step_operations(
-    job: TrainJob, plan: MemoryPlan, network: Lumina2Transformer, samples: Sequence[TrainingSample]
+    job: TrainJob, plan: MemoryPlan, network: Lumina2Transformer, samples: Sequence[SampleSize]
 ) -> float:
     """Of one optimizer step over samples as they come on the average."""
     again = relative_time(plan.measures) / len(network.blocks)
@@ -157,10 +126,10 @@ def _picture_operations(
     job: TrainJob,
     settings: ValidationSettings,
     network: Lumina2Transformer,
-    samples: Sequence[TrainingSample],
+    samples: Sequence[SampleSize],
     first_step: int,
 ) -> float:
-    caption_tokens = count_rows(samples[0].embeds_path)  # a prompt is about as long as a caption
+    caption_tokens = samples[0].caption_tokens[0]  # a prompt is about as long as a caption
     once = 0.0
     for picture in plan_pictures(settings):
         is_guided = settings.guidance_scale != 1 and not picture.is_unconditional
@@ -174,7 +143,7 @@ def _held_out_operations(
     job: TrainJob,
     settings: ValidationSettings,
     network: Lumina2Transformer,
-    held_out: Sequence[TrainingSample],
+    held_out: Sequence[SampleSize],
     first_step: int,
 ) -> float:
     once = NUM_DRAWS * sum(_pass_of(network, sample).total for sample in held_out)
@@ -193,5 +162,5 @@ def _count_due(interval: int, first_step: int, last_step: int) -> int:
     return regular + (not interval or last_step % interval > 0)
 
 
-def _pass_of(network: Lumina2Transformer, sample: TrainingSample) -> Pass:
-    return count_pass(network, count_rows(sample.embeds_path), sample.width * sample.height // TOKEN_PIXELS)
+def _pass_of(network: Lumina2Transformer, sample: SampleSize) -> Pass:
+    return count_pass(network, sample.caption_tokens[0], sample.image_tokens)

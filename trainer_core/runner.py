@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from .context import StepContext
@@ -27,22 +27,36 @@ def run_workflow(workflow: Workflow, context: StepContext) -> dict[str, Any]:
     Raises:
         TrainerError: A setting is wrong, a socket is missing, or a step fails.
     """
-    settings = {node.id: _settings_of(node) for node in workflow.nodes}
-    for node in workflow.nodes:
-        _check_links(node, workflow)
+    settings = check_workflow(workflow)
     results: dict[str, Any] = {}
     for node in workflow.nodes:
         step = NODE_STEPS[node.type]
         if step.run is None:
             results[node.id] = settings[node.id]
             continue
-        sockets = {name: _output(results, workflow, node, name) for name in node.links if name in step.sockets}
         logger.info("%s (node %s)", node.type, node.id)
-        results[node.id] = step.run(settings[node.id], **sockets, context=context)
+        results[node.id] = step.run(settings[node.id], **read_sockets(node, workflow, results), context=context)
     return results
 
 
-def _settings_of(node: WorkflowNode) -> Any:
+def check_workflow(workflow: Workflow) -> dict[str, Any]:
+    """The settings of every node by its id, none of which is wrong.
+
+    Raises:
+        TrainerError: A setting is wrong, or a socket is missing.
+    """
+    settings = {node.id: read_settings(node) for node in workflow.nodes}
+    for node in workflow.nodes:
+        _check_links(node, workflow)
+    return settings
+
+
+def read_settings(node: WorkflowNode) -> Any:
+    """The settings dataclass of a node.
+
+    Raises:
+        TrainerError: A value is wrong, or comes from a node that needs ComfyUI.
+    """
     cls = NODE_STEPS[node.type].settings
     names = {field.name for field in describe_settings(cls)}
     linked = [name for name in node.links if name in names]
@@ -68,7 +82,8 @@ def _check_links(node: WorkflowNode, workflow: Workflow) -> None:
     for name in step.sockets:
         if name in node.links and node.links[name].node not in known:
             raise TrainerError(f"node {node.id} ({node.type}): {name} comes from a node that needs ComfyUI")
-        if name not in node.links and step.run is not None and _is_required(step.run, name):
+        called = step.make_job or step.run
+        if name not in node.links and called is not None and _is_required(called, name):
             raise TrainerError(f"node {node.id} ({node.type}): {name} is not connected")
 
 
@@ -76,7 +91,23 @@ def _is_required(run: Callable[..., Any], name: str) -> bool:
     return inspect.signature(run).parameters[name].default is inspect.Parameter.empty
 
 
-def _output(results: dict[str, Any], workflow: Workflow, node: WorkflowNode, socket: str) -> Any:
+def read_sockets(node: WorkflowNode, workflow: Workflow, results: Mapping[str, Any]) -> dict[str, Any]:
+    """What a node's sockets get, by name.
+
+    Args:
+        node: The node.
+        workflow: The whole of it.
+        results: Of the nodes before it, by id.
+
+    Raises:
+        TrainerError: An output is one that only ComfyUI's nodes take.
+    """
+    return {
+        name: _output(results, workflow, node, name) for name in node.links if name in NODE_STEPS[node.type].sockets
+    }
+
+
+def _output(results: Mapping[str, Any], workflow: Workflow, node: WorkflowNode, socket: str) -> Any:
     link = node.links[socket]
     source = next(other for other in workflow.nodes if other.id == link.node)
     outputs = NODE_STEPS[source.type].outputs

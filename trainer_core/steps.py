@@ -10,8 +10,6 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 from .adapters.export import ADAPTER_DTYPES, ADAPTER_FORMATS, read_adapter, write_adapter
-from .adapters.kinds import AdapterSettings
-from .adapters.lora import LoRASettings
 from .context import StepContext
 from .data.cache import EmbedCache, LatentCache
 from .data.cache_latents import PictureEncoder, fill_latent_cache
@@ -19,23 +17,18 @@ from .data.entry_writer import AUTOMATIC_BATCH_SIZE
 from .data.folder import Dataset, DatasetFolderSettings, open_dataset
 from .dataset_report import DatasetReport, report_dataset
 from .files import find_free_path
-from .job import Adapter, TrainFullSettings, TrainJob, TrainLoRASettings
+from .job import Adapter
 from .lumina2.base_files import find_model_files
-from .lumina2.checkpoint import fingerprint_files
 from .lumina2.model_files import LoadSettings, Lumina2Model
 from .lumina2.model_layouts import MODEL_LAYOUTS
 from .lumina2.precision import PRECISIONS
 from .lumina2.prompts import SYSTEM_PROMPTS, UNCONDITIONAL, resolve_system_prompt
-from .lumina2.timesteps import NoiseSettings
 from .out_of_memory import explained_out_of_memory
-from .publish.settings import HubSettings, TrackingSettings
-from .results import TrainFullResult, TrainResult, ValidationResult
+from .results import ValidationResult
 from .run_folder import RunFolder, choose_file
-from .scores import describe_run_losses, describe_scores
+from .scores import describe_run_losses
 from .settings import check_file_name, check_settings, setting
 from .training.memory import free_memory
-from .training.rollout_settings import RolloutSettings
-from .training.settings import CheckpointSettings, OptimizerSettings
 from .validation.clip_report import describe_clip_scores, report_clip_scores
 from .validation.pictures import with_files, with_prompt_library
 from .validation.settings import ValidateSettings, ValidationSettings
@@ -133,6 +126,7 @@ def cache_latents(
     """Encode every picture that is not cached yet."""
 
     def load_encoder() -> PictureEncoder:
+        context.before_encoding()
         from .lumina2.latent_encoder import load_latent_encoder
 
         return load_latent_encoder(Path(model.vae_path), device=context.device)
@@ -171,98 +165,6 @@ def cache_text_embeds(
         negative_prompt=validation.negative_prompt if validation else UNCONDITIONAL,
         batch_size=settings.batch_size,
         context=context,
-    )
-
-
-def train_lora(
-    settings: TrainLoRASettings,
-    *,
-    model: Lumina2Model,
-    latents: LatentCache,
-    embeds: EmbedCache,
-    adapter_settings: AdapterSettings | None = None,
-    optimizer_settings: OptimizerSettings | None = None,
-    noise_schedule: NoiseSettings | None = None,
-    validation: ValidationSettings | None = None,
-    checkpoints: CheckpointSettings | None = None,
-    tracking: TrackingSettings | None = None,
-    hub: HubSettings | None = None,
-    rollout: RolloutSettings | None = None,
-    context: StepContext,
-) -> TrainResult:
-    """Train an adapter, resume it, or return the finished one."""
-    job = TrainJob(
-        model=model,
-        latents=latents,
-        embeds=embeds,
-        train=settings,
-        adapter=_located(adapter_settings or LoRASettings(), context),
-        optimizer=optimizer_settings or OptimizerSettings(),
-        noise=noise_schedule or NoiseSettings(),
-        validation=validation and with_files(validation, context),
-        checkpoints=checkpoints or CheckpointSettings(),
-        tracking=tracking,
-        hub=hub,
-        rollout=rollout,
-    )
-    from .train import train
-
-    run, was_finished = train(job, context)
-    return TrainResult(
-        adapter=Adapter(path=str(run.final_path), run_dir=str(run.path), step=settings.steps),
-        losses=run.losses(),
-        validation_images=run.last_samples(),
-        reused=was_finished,
-        scores=describe_scores(run),
-    )
-
-
-def _located(settings: AdapterSettings, context: StepContext) -> AdapterSettings:
-    """The same settings with the path of the file that the adapter starts from."""
-    if not settings.start_from:
-        return settings
-    return replace(settings, start_from=str(context.find_model(("loras",), settings.start_from, "start_from")))
-
-
-def train_full(
-    settings: TrainFullSettings,
-    *,
-    model: Lumina2Model,
-    latents: LatentCache,
-    embeds: EmbedCache,
-    optimizer_settings: OptimizerSettings | None = None,
-    noise_schedule: NoiseSettings | None = None,
-    validation: ValidationSettings | None = None,
-    checkpoints: CheckpointSettings | None = None,
-    tracking: TrackingSettings | None = None,
-    hub: HubSettings | None = None,
-    rollout: RolloutSettings | None = None,
-    context: StepContext,
-) -> TrainFullResult:
-    """Train the model's own weights, resume, or return the finished model."""
-    job = TrainJob(
-        model=model,
-        latents=latents,
-        embeds=embeds,
-        train=settings,
-        optimizer=optimizer_settings or OptimizerSettings(),
-        noise=noise_schedule or NoiseSettings(),
-        validation=validation and with_files(validation, context),
-        checkpoints=checkpoints or CheckpointSettings(),
-        tracking=tracking,
-        hub=hub,
-        rollout=rollout,
-    )
-    from .train import train
-
-    run, was_finished = train(job, context)
-    parts = [run.final_path, Path(model.text_encoder_path), Path(model.vae_path)]
-    return TrainFullResult(
-        model=replace(model, base_path=str(run.final_path), fingerprint=fingerprint_files(parts), name=run.name),
-        losses=run.losses(),
-        validation_images=run.last_samples(),
-        reused=was_finished,
-        scores=describe_scores(run),
     )
 
 

@@ -18,6 +18,7 @@ from .data.batches import derive_seed
 from .data.cache import TrainingSample, join_samples, load_embeds, read_embed_index, read_latent_index
 from .data.held_out import split_samples
 from .data.index import EmbedIndex
+from .data.sample_sizes import size_of
 from .errors import StopTraining, TrainerError
 from .events import Event
 from .job import TrainJob
@@ -26,10 +27,11 @@ from .lumina2.base_files import load_base_transformer
 from .observers import RunObserver, observing
 from .out_of_memory import explained_out_of_memory
 from .recorder import Recorder
-from .run_folder import RunFolder, open_run
-from .run_memory import memory_limit, memory_remedies, plan_memory
-from .run_time import announce_plan
+from .run_folder import RunFolder, open_run, step_of
+from .run_memory import memory_limit, memory_remedies
+from .run_plan import RunPlan, plan_run
 from .torch_state import preserved_torch_state
+from .train_checks import check_held_out, check_regularisation, check_validation
 from .trained_weights import TrainedWeights, choose_trained_weights
 from .training.checkpoints import list_checkpoints, load_checkpoint
 from .training.ema import Ema
@@ -60,9 +62,9 @@ def train(job: TrainJob, context: StepContext) -> tuple[RunFolder, bool]:
     samples, held_out = split_samples(
         join_samples(latents, embeds), job.validation.held_out_share if job.validation else 0.0
     )
-    _check_validation(job, embeds)
-    _check_held_out(job, held_out)
-    _check_regularisation(job, samples)
+    check_validation(job, embeds)
+    check_held_out(job, held_out)
+    check_regularisation(job, samples)
     check_optimizer_device(job.train.optimizer, context.device)
     check_low_resolution(job.noise, samples)
     record = describe_job(job, len(samples), str(context.device))
@@ -117,15 +119,13 @@ def _train_to_end(
 ) -> None:
     free_memory(context.device)  # of steps before this one
     start_peak_memory(context.device)
-    weights.check(Path(job.model.base_path))
-    memory = plan_memory(job, weights, samples, context.device)
-    first_step = announce_plan(job, run, memory, samples, held_out, context)
-    if job.rollout is not None:
-        logger.info("Run %s: %s", run.name, job.rollout.sentence)
-    remedies = memory_remedies(job, memory)
+    first_step = _last_saved_step(run)
     try:
+        weights.check(Path(job.model.base_path))
+        plan = _announce_plan(job, weights, run, samples, held_out, first_step, context)
+        remedies = memory_remedies(job, plan.memory)
         with explained_out_of_memory("loading the model", remedies):
-            session = _start_session(job, weights, memory, samples, embeds, context)
+            session = _start_session(job, weights, plan.memory, samples, embeds, context)
             _resume(session, run, weights)
     except BaseException as error:
         _tell_failure(run, first_step, error, context)
@@ -155,6 +155,30 @@ def _train_to_end(
         _tell_failure(run, session.step, error, context)
         _rescue(session, recorder)
         raise
+
+
+def _announce_plan(
+    job: TrainJob,
+    weights: TrainedWeights,
+    run: RunFolder,
+    samples: Sequence[TrainingSample],
+    held_out: Sequence[TrainingSample],
+    first_step: int,
+    context: StepContext,
+) -> RunPlan:
+    """Decide how the run is made to fit, and say what it will take."""
+    sizes, held_out_sizes = ([size_of(sample) for sample in some] for some in (samples, held_out))
+    plan = plan_run(job, weights, sizes, held_out_sizes, context.device, first_step)
+    logger.info("Run %s: %s", run.name, plan.memory.sentence)
+    context.emit(Event(kind="planned", run=run.name, data=plan.to_json()))
+    if job.rollout is not None:
+        logger.info("Run %s: %s", run.name, job.rollout.sentence)
+    return plan
+
+
+def _last_saved_step(run: RunFolder) -> int:
+    checkpoints = list_checkpoints(run.checkpoints_dir)
+    return step_of(checkpoints[-1]) if checkpoints else 0
 
 
 def _tell_failure(run: RunFolder, step: int, error: BaseException, context: StepContext) -> None:
@@ -248,37 +272,3 @@ def _tell_of_other_validation(run: RunFolder, job: TrainJob) -> None:
     )
     if any(asked[name] != (drawn or {}).get(name, default) for name, default in defaults.items()):
         logger.warning("Run %s is finished, with pictures of other prompts: draw new ones with Validate", run.name)
-
-
-def _check_validation(job: TrainJob, embeds: EmbedIndex) -> None:
-    """Every prompt must have been encoded, for the text encoder is not loaded during training."""
-    if job.validation is None:
-        return
-    prompts = [prompt for prompt in job.validation.prompt_list if prompt not in embeds.prompts]
-    if prompts or embeds.find_negative(job.validation.negative_prompt) is None:
-        missing = prompts[0] if prompts else job.validation.negative_prompt
-        raise TrainerError(
-            f"the validation prompt {missing!r} is not in the text cache:"
-            " connect Validation Prompts to Cache Text Embeds as well as to Train"
-        )
-
-
-def _check_held_out(job: TrainJob, held_out: Sequence[TrainingSample]) -> None:
-    if held_out and job.validation is None:
-        raise TrainerError(
-            "is_held_out is on for a folder, but nothing says when to measure it: connect Validation Prompts (its"
-            " prompts may be empty), or turn is_held_out off in Dataset Folder"
-        )
-
-
-def _check_regularisation(job: TrainJob, samples: Sequence[TrainingSample]) -> None:
-    """It needs the base beside what is trained."""
-    if job.adapter is None and any(sample.is_regularisation for sample in samples):
-        raise TrainerError(
-            "is_regularisation is on for a folder, but Train Full Model changes the base that would be the target:"
-            " turn it off in Dataset Folder, or train a LoRA"
-        )
-    if all(sample.is_regularisation for sample in samples):
-        raise TrainerError(
-            "is_regularisation is on for all folders, so there is nothing to learn: add a folder without it"
-        )

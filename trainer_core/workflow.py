@@ -53,12 +53,25 @@ def read_workflow(path: Path) -> Workflow:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, UnicodeDecodeError, json.JSONDecodeError) as error:
         raise TrainerError(f"{path.name} cannot be read as a workflow: {error}") from error
+    return parse_workflow(content, path.name)
+
+
+def parse_workflow(content: Any, name: str) -> Workflow:
+    """Read the content of a file of either format.
+
+    Args:
+        content: As JSON gives it.
+        name: What messages call it.
+
+    Raises:
+        TrainerError: It is no workflow, holds none of this pack's nodes, or uses a subgraph.
+    """
     if not isinstance(content, dict):
-        raise TrainerError(f"{path.name} is not a workflow: save it in ComfyUI with Save or with Export (API)")
+        raise TrainerError(f"{name} is not a workflow: save it in ComfyUI with Save or with Export (API)")
     nodes = _read_canvas_format(content) if isinstance(content.get("nodes"), list) else _read_api_format(content)
     ours = {node.id: node for node in nodes if node.type in NODE_STEPS}
     if not ours:
-        raise TrainerError(f"{path.name} holds no node of this pack that can run without ComfyUI")
+        raise TrainerError(f"{name} holds no node of this pack that can run without ComfyUI")
     left_out = tuple(f"{node.id} ({node.type})" for node in nodes if node.type not in NODE_STEPS)
     return Workflow(nodes=tuple(_in_order(ours)), left_out=left_out)
 

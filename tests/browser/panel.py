@@ -67,14 +67,16 @@ def panel_state(frontend: Frontend, node: str = "") -> dict:
     )
 
 
-def record_texts(frontend: Frontend, node: str) -> None:
-    """From now on, keep what a panel says of its status."""
+def record_texts(frontend: Frontend, node: str, part: str = ".lumina2-status") -> None:
+    """From now on, keep what a part of a panel says, or with an empty one all of it."""
     find_panel(frontend, node).evaluate(
-        """(panel) => {
+        """(panel, part) => {
             panel.seen = []
-            const status = panel.querySelector(".lumina2-status")
-            new MutationObserver(() => panel.seen.push(status.textContent)).observe(status, { childList: true })
-        }"""
+            const watched = part ? panel.querySelector(part) : panel
+            const keep = () => panel.seen.push(watched.textContent)
+            new MutationObserver(keep).observe(watched, { childList: true, subtree: true })
+        }""",
+        part,
     )
 
 

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lumina2_trainer.trainer_core import demo, steps
+from lumina2_trainer.trainer_core import demo, steps, train_steps
 from lumina2_trainer.trainer_core.context import DEMO_DIR, StepContext
 from lumina2_trainer.trainer_core.lumina2.model_files import LoadSettings
 from lumina2_trainer.trainer_core.training.rollout_settings import RolloutSettings
@@ -23,7 +23,7 @@ def test_training_with_a_rollout_lowers_the_loss_on_fixed_noise(
     )
     model = steps.load_lumina2(LoadSettings(base="demo", precision="fp32"), context=context)
     dataset = steps.read_dataset_folder(demo.demo_folder("held_out"), context=context).dataset
-    trained = steps.train_lora(
+    trained = train_steps.train_lora(
         replace(demo.TRAIN, steps=12, batch_size=4, learning_rate=2e-3, run_name="rolled"),
         model=model,
         latents=steps.cache_latents(steps.CacheLatentsSettings(), model=model, dataset=dataset, context=context),

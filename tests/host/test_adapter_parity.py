@@ -16,6 +16,7 @@ from lumina2_trainer.trainer_core.adapters.lora import LoRASettings
 from lumina2_trainer.trainer_core.adapters.merge import merge_adapter
 from lumina2_trainer.trainer_core.lumina2.checkpoint import load_transformer
 from lumina2_trainer.trainer_core.lumina2.prompts import SYSTEM_PROMPTS, build_prompt
+from lumina2_trainer.trainer_core.results import TrainResult
 from lumina2_trainer.trainer_core.validation.settings import ValidateSettings
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -31,7 +32,7 @@ VALIDATE = ValidateSettings(
 
 
 @pytest.fixture(scope="module")
-def trained(setup: Setup, tmp_path_factory: pytest.TempPathFactory) -> tuple[Setup, steps.TrainResult]:
+def trained(setup: Setup, tmp_path_factory: pytest.TempPathFactory) -> tuple[Setup, TrainResult]:
     """An adapter on every layer that a file can hold, with values far from zero."""
     own = setup.moved_to(tmp_path_factory.mktemp("trained"))
     settings = replace(TRAIN, learning_rate=0.05, steps=4)
@@ -40,7 +41,7 @@ def trained(setup: Setup, tmp_path_factory: pytest.TempPathFactory) -> tuple[Set
 
 @pytest.fixture(scope="module")
 def compared(
-    host: Host, trained: tuple[Setup, steps.TrainResult], tmp_path_factory: pytest.TempPathFactory
+    host: Host, trained: tuple[Setup, TrainResult], tmp_path_factory: pytest.TempPathFactory
 ) -> dict[str, Any]:
     """What the host made of the adapter, beside what we did."""
     setup, result = trained

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lumina2_trainer.trainer_core import steps
+from lumina2_trainer.trainer_core import train_steps
 from lumina2_trainer.trainer_core.adapters.kinds import ADAPTERS, without_adapter
 from lumina2_trainer.trainer_core.adapters.lora import LoRASettings
 from lumina2_trainer.trainer_core.data.folder import DatasetFolderSettings
@@ -111,7 +111,7 @@ def test_regularisation_without_something_else_or_without_an_adapter_is_refused(
         setup.train()
     both = make_setup(tmp_path / "two", (PICTURES, kept))
     with pytest.raises(TrainerError, match="is_regularisation is on for a folder, but Train Full Model"):
-        steps.train_full(
+        train_steps.train_full(
             TrainFullSettings(run_name="full", optimizer="adamw"),
             model=both.model,
             latents=both.latents,

@@ -94,7 +94,7 @@ def fill_embed_cache(
     """
     folder = context.cache_dir / EMBEDS_FOLDER
     pictures = scan_dataset(dataset, context).pictures
-    _check_captions(pictures)
+    check_captions(pictures)
     captions = {p.id: [plan.build_prompt(text) for text in p.caption.texts] for p in pictures}
     prompts = {prompt: plan.build_prompt(prompt) for prompt in plan.validation_prompts}
     bare = [UNCONDITIONAL, plan.negative_prompt]
@@ -114,7 +114,12 @@ def fill_embed_cache(
     return EmbedCache(index_path=str(write_index(index)), fingerprint=index.fingerprint)
 
 
-def _check_captions(pictures: Sequence[Picture]) -> None:
+def check_captions(pictures: Sequence[Picture]) -> None:
+    """Every picture must have a caption.
+
+    Raises:
+        TrainerError: Some have none.
+    """
     without = [picture for picture in pictures if picture.caption.problem]
     if without:
         first = "; ".join(f"{p.id}: {p.caption.problem}" for p in without[:NAMES_IN_MESSAGE])

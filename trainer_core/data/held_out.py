@@ -4,17 +4,29 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Collection, Sequence
+from typing import Protocol, TypeVar
 
 from ..errors import TrainerError
-from .cache import TrainingSample
 
 MIN_PICTURES = 2
 """Of one picture alone nobody knows how much another would differ."""
 
 
-def split_samples(
-    samples: Sequence[TrainingSample], share: float
-) -> tuple[tuple[TrainingSample, ...], tuple[TrainingSample, ...]]:
+class Splittable(Protocol):
+    """What decides which side a sample is on; see `TrainingSample`."""
+
+    @property
+    def content_hash(self) -> str: ...
+    @property
+    def is_held_out(self) -> bool: ...
+    @property
+    def is_regularisation(self) -> bool: ...
+
+
+Sample = TypeVar("Sample", bound=Splittable)
+
+
+def split_samples(samples: Sequence[Sample], share: float) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
     """What is trained on, and what is held out.
 
     All pictures of some folders are held out, and a share of the others, of which a picture's content decides: adding,

@@ -10,7 +10,7 @@ import dataclasses
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -27,6 +27,20 @@ FORMAT_VERSION = 1
 def folder_number(sample_id: str) -> int:
     """The number of a sample's folder, from 1."""
     return int(sample_id.split("/", 1)[0])
+
+
+def weigh_folders(folders: Sequence[DatasetFolderSettings], counts: Mapping[int, int]) -> dict[int, float]:
+    """How often each folder is drawn; empty if all count by their samples alone.
+
+    Args:
+        folders: Settings of the dataset's folders.
+        counts: Samples of each folder in one pass, by number.
+    """
+    kinds = {(folder.sampling, folder.probability) for folder in folders}
+    if len(folders) < 2 or (len(kinds) == 1 and folders[0].sampling == "auto"):
+        return {}
+    weigh = SAMPLINGS[folders[0].sampling]
+    return {number: weigh(folders[number - 1].probability, count) for number, count in sorted(counts.items())}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -88,14 +102,10 @@ class LatentIndex:
     @property
     def folder_weights(self) -> dict[int, float]:
         """How often each folder is drawn, by number; empty if all count by their samples alone."""
-        kinds = {(folder.sampling, folder.probability) for folder in self.folders}
-        if len(self.folders) < 2 or (len(kinds) == 1 and self.folders[0].sampling == "auto"):
-            return {}
         counts = Counter[int]()
         for sample in self.samples:
             counts[folder_number(sample.id)] += sample.repeats
-        weigh = SAMPLINGS[self.folders[0].sampling]
-        return {number: weigh(self.folders[number - 1].probability, count) for number, count in sorted(counts.items())}
+        return weigh_folders(self.folders, counts)
 
     def path_of(self, sample: LatentSample) -> Path:
         """Entry of the sample's first crop."""

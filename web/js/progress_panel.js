@@ -8,6 +8,7 @@ import { Gallery } from "./gallery.js";
 const ACTIONS = ["stop", "save", "validate"];
 const FACTS = ["loss", "learningRate", "secondsPerStep", "timeLeft", "gradNorm", "memory"];
 const HELD_OUT = "heldOut";
+const AHEAD = ["waiting", "running"];
 
 /** Elements of one widget; `onAction` is called with "stop", "save" or "validate". */
 export class ProgressPanel {
@@ -64,7 +65,7 @@ export class ProgressPanel {
 
   /** Time that is left: measured, or guessed before the first step. */
   #timeLeft({ status, etaSeconds, predictedSeconds }) {
-    if (status !== "running") return "";
+    if (!AHEAD.includes(status)) return "";
     if (Number.isFinite(etaSeconds)) return formatSeconds(etaSeconds);
     return Number.isFinite(predictedSeconds) ? `${this.strings.about} ${formatRoughly(predictedSeconds)}` : "";
   }
@@ -72,7 +73,7 @@ export class ProgressPanel {
   /** Peak memory: measured, or predicted before the first step. */
   #memory({ status, memory, predictedPeak }) {
     if (Number.isFinite(memory)) return `${memory.toFixed(1)} GiB`;
-    const isKnown = status === "running" && Number.isFinite(predictedPeak);
+    const isKnown = AHEAD.includes(status) && Number.isFinite(predictedPeak);
     return isKnown ? `${this.strings.fitsIn} ${predictedPeak.toFixed(1)} GiB` : "";
   }
 

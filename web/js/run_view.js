@@ -67,6 +67,19 @@ export function viewAfterEvent(view, kind, detail) {
 }
 
 const EVENTS = {
+  // Of a run that waits for its caches, or, with a message, of one that cannot start.
+  forecast(view, detail) {
+    return {
+      ...emptyView(),
+      run: detail.run,
+      status: "waiting",
+      message: detail.message,
+      total: detail.total ?? 0,
+      memoryPlan: detail.memory_plan ?? "",
+      predictedPeak: detail.predicted_peak_gib ?? NaN,
+      predictedSeconds: detail.predicted_seconds ?? NaN,
+    };
+  },
   planned(view, detail) {
     return {
       ...runningView(view, detail),

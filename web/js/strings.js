@@ -3,6 +3,7 @@
 const STRINGS = {
   en: {
     idle: "Not trained yet",
+    waiting: "Encoding first, then training",
     running: "Training",
     stopped: "Stopped: queue again to resume",
     finished: "Finished",
@@ -56,6 +57,7 @@ const STRINGS = {
   },
   zh: {
     idle: "尚未训练",
+    waiting: "先编码，再训练",
     running: "训练中",
     stopped: "已停止：重新加入队列即可继续",
     finished: "已完成",
@@ -109,6 +111,7 @@ const STRINGS = {
   },
   ja: {
     idle: "まだ学習していません",
+    waiting: "先にエンコード、続いて学習",
     running: "学習中",
     stopped: "停止しました：もう一度実行すると再開します",
     finished: "完了",
@@ -162,6 +165,7 @@ const STRINGS = {
   },
   hi: {
     idle: "अभी प्रशिक्षण नहीं हुआ",
+    waiting: "पहले एन्कोडिंग, फिर प्रशिक्षण",
     running: "प्रशिक्षण चल रहा है",
     stopped: "रुका हुआ: फिर से कतार में डालने पर आगे बढ़ेगा",
     finished: "पूरा हुआ",

@@ -9,7 +9,20 @@ import { stringsFor } from "./strings.js";
 import { addStyles } from "./styles.js";
 
 const NODE_TYPES = ["Lumina2TrainLoRA", "Lumina2TrainFull"];
-const EVENT_KINDS = ["planned", "progress", "validation", "checkpoint", "finished", "stopped", "failed", "notice", "held_out"];
+const EVENT_KINDS = [
+  "forecast",
+  "planned",
+  "progress",
+  "validation",
+  "checkpoint",
+  "finished",
+  "stopped",
+  "failed",
+  "notice",
+  "held_out",
+];
+// A page that missed something asks the server; so does one whose prompt ended before a run that was forecast.
+const RESTORED_AFTER = ["reconnected", "execution_success", "execution_error", "execution_interrupted"];
 const HEIGHT = 380;
 const NODE_WIDTH = 360;
 
@@ -51,19 +64,20 @@ class TrainProgress {
     this.view = viewAfterEvent(this.view, kind, detail);
     this.panel.show(this.view);
     // A page that opened later, or whose run_name is linked, hears of a run in its middle.
-    if (isNews || kind === "finished" || kind === "stopped") this.restore(detail.run);
+    if ((isNews && kind !== "forecast") || kind === "finished" || kind === "stopped") this.restore(detail.run);
   }
 
   /** Show the state the server knows, of a run or of the newest one under this node's run_name. */
   async restore(run = null) {
-    const name = run ?? this.runName;
+    const name = run ?? this.runName ?? this.view.run;
     if (!name) return;
     const nodes = executionIds(this.node).map((id) => ["node", id]);
     const query = run ? "" : `?${new URLSearchParams([["newest", "1"], ...nodes])}`;
     const response = await api.fetchApi(`/lumina2_trainer/runs/${encodeURIComponent(name)}${query}`);
     const state = response.ok ? await response.json() : null;
-    if (!state || this.isOfAnother(state)) return;
-    this.view = viewFromState(state);
+    const own = state && !this.isOfAnother(state) ? state : null;
+    if (!own && this.view.status !== "waiting") return;
+    this.view = own ? viewFromState(own) : emptyView();
     this.panel.show(this.view);
   }
 
@@ -127,8 +141,7 @@ app.registerExtension({
         for (const progress of widgets) progress.take(kind, detail);
       });
     }
-    // Whatever a page missed, the server knows.
-    for (const kind of ["reconnected", "execution_success"]) api.addEventListener(kind, restoreAll);
+    for (const kind of RESTORED_AFTER) api.addEventListener(kind, restoreAll);
   },
   nodeCreated(node) {
     if (NODE_TYPES.includes(node.comfyClass)) attach(node);

@@ -1,0 +1,132 @@
+"""The steps of the Train nodes: sockets and widgets become a job, and the job is trained."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from .adapters.kinds import AdapterSettings
+from .adapters.lora import LoRASettings
+from .context import StepContext
+from .data.cache import EmbedCache, LatentCache
+from .job import Adapter, TrainFullSettings, TrainJob, TrainLoRASettings
+from .lumina2.checkpoint import fingerprint_files
+from .lumina2.model_files import Lumina2Model
+from .lumina2.timesteps import NoiseSettings
+from .publish.settings import HubSettings, TrackingSettings
+from .results import TrainFullResult, TrainResult
+from .scores import describe_scores
+from .training.rollout_settings import RolloutSettings
+from .training.settings import CheckpointSettings, OptimizerSettings
+from .validation.pictures import with_files
+from .validation.settings import ValidationSettings
+
+
+def make_lora_job(
+    settings: TrainLoRASettings,
+    *,
+    model: Lumina2Model,
+    latents: LatentCache,
+    embeds: EmbedCache,
+    adapter_settings: AdapterSettings | None = None,
+    optimizer_settings: OptimizerSettings | None = None,
+    noise_schedule: NoiseSettings | None = None,
+    validation: ValidationSettings | None = None,
+    checkpoints: CheckpointSettings | None = None,
+    tracking: TrackingSettings | None = None,
+    hub: HubSettings | None = None,
+    rollout: RolloutSettings | None = None,
+    context: StepContext,
+) -> TrainJob:
+    """What Train LoRA stands for.
+
+    Raises:
+        TrainerError: Settings contradict one another, or a file they name is not there.
+    """
+    return TrainJob(
+        model=model,
+        latents=latents,
+        embeds=embeds,
+        train=settings,
+        adapter=_located(adapter_settings or LoRASettings(), context),
+        optimizer=optimizer_settings or OptimizerSettings(),
+        noise=noise_schedule or NoiseSettings(),
+        validation=validation and with_files(validation, context),
+        checkpoints=checkpoints or CheckpointSettings(),
+        tracking=tracking,
+        hub=hub,
+        rollout=rollout,
+    )
+
+
+def make_full_job(
+    settings: TrainFullSettings,
+    *,
+    model: Lumina2Model,
+    latents: LatentCache,
+    embeds: EmbedCache,
+    optimizer_settings: OptimizerSettings | None = None,
+    noise_schedule: NoiseSettings | None = None,
+    validation: ValidationSettings | None = None,
+    checkpoints: CheckpointSettings | None = None,
+    tracking: TrackingSettings | None = None,
+    hub: HubSettings | None = None,
+    rollout: RolloutSettings | None = None,
+    context: StepContext,
+) -> TrainJob:
+    """What Train Full Model stands for.
+
+    Raises:
+        TrainerError: Settings contradict one another, or a file they name is not there.
+    """
+    return TrainJob(
+        model=model,
+        latents=latents,
+        embeds=embeds,
+        train=settings,
+        optimizer=optimizer_settings or OptimizerSettings(),
+        noise=noise_schedule or NoiseSettings(),
+        validation=validation and with_files(validation, context),
+        checkpoints=checkpoints or CheckpointSettings(),
+        tracking=tracking,
+        hub=hub,
+        rollout=rollout,
+    )
+
+
+def train_lora(settings: TrainLoRASettings, *, context: StepContext, **sockets: Any) -> TrainResult:
+    """Train an adapter, resume it, or return the finished one; sockets are those of `make_lora_job`."""
+    from .train import train
+
+    run, was_finished = train(make_lora_job(settings, context=context, **sockets), context)
+    return TrainResult(
+        adapter=Adapter(path=str(run.final_path), run_dir=str(run.path), step=settings.steps),
+        losses=run.losses(),
+        validation_images=run.last_samples(),
+        reused=was_finished,
+        scores=describe_scores(run),
+    )
+
+
+def train_full(settings: TrainFullSettings, *, context: StepContext, **sockets: Any) -> TrainFullResult:
+    """Train the model's own weights, resume, or return the finished model; sockets are those of `make_full_job`."""
+    from .train import train
+
+    job = make_full_job(settings, context=context, **sockets)
+    run, was_finished = train(job, context)
+    parts = [run.final_path, Path(job.model.text_encoder_path), Path(job.model.vae_path)]
+    return TrainFullResult(
+        model=replace(job.model, base_path=str(run.final_path), fingerprint=fingerprint_files(parts), name=run.name),
+        losses=run.losses(),
+        validation_images=run.last_samples(),
+        reused=was_finished,
+        scores=describe_scores(run),
+    )
+
+
+def _located(settings: AdapterSettings, context: StepContext) -> AdapterSettings:
+    """The same settings with the path of the file that the adapter starts from."""
+    if not settings.start_from:
+        return settings
+    return replace(settings, start_from=str(context.find_model(("loras",), settings.start_from, "start_from")))
