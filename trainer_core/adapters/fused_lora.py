@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
-from ..lumina2.frozen_linear import FrozenLayer, find_frozen_layer, multiply_frozen
+from ..lumina2.frozen_linear import FrozenLayer, apply_linear, find_frozen_layer, multiply_frozen
 
 
 class FusedLoRALinear(Linear):
@@ -40,6 +40,10 @@ class FusedLoRALinear(Linear):
         layer = self.frozen_layer()
         if layer is not None:
             return multiply_frozen(layer, x)
+        if self.disable_adapters and not self.merged:  # the base alone, computed as beneath an adapter
+            return apply_linear(self.base_layer, x)
+        if self._is_low_rank() and self.start_A_RI is None:
+            return self._multiply_dropping_out(x)
         out = super().forward(x, *args, **kwargs)
         if self.start_A_RI is None or self.start_B_OR is None or self.disable_adapters:
             return out
@@ -49,7 +53,7 @@ class FusedLoRALinear(Linear):
     def frozen_layer(self) -> FrozenLayer | None:
         """The base with its low-rank update, if that is all there is."""
         base = find_frozen_layer(self.base_layer)
-        if base is None or base.lora_A_RI is not None or not self._is_plain():
+        if base is None or base.lora_A_RI is not None or not self._is_low_rank() or self._drops_out():
             return None
         (name,) = self.active_adapters
         down_RI, up_OR, scaling = self.lora_A[name].weight, self.lora_B[name].weight, self.scaling[name]
@@ -58,11 +62,21 @@ class FusedLoRALinear(Linear):
             up_OR, scaling = torch.cat([scaling * up_OR, -self.start_B_OR], dim=1), 1.0
         return base._replace(lora_A_RI=down_RI, lora_B_OR=up_OR, scaling=scaling)
 
-    def _is_plain(self) -> bool:
+    def _multiply_dropping_out(self, x: Tensor) -> Tensor:
+        (name,) = self.active_adapters
+        out = apply_linear(self.base_layer, x)
+        dropped = self.lora_dropout[name](x).to(self.lora_A[name].weight.dtype)
+        update = self.lora_B[name](self.lora_A[name](dropped))
+        return torch.add(out, update.to(out.dtype), alpha=self.scaling[name])
+
+    def _is_low_rank(self) -> bool:
+        """Whether the update is B A alone, but for dropout."""
         if self.disable_adapters or self.merged or len(self.active_adapters) != 1:
             return False
         (name,) = self.active_adapters
         has_variant = name not in self.lora_A or name in getattr(self, "lora_variant", {})  # DoRA and the like
-        has_bias = has_variant or self.lora_B[name].bias is not None
-        has_dropout = not has_variant and self.training and not isinstance(self.lora_dropout[name], nn.Identity)
-        return not (has_variant or has_bias or has_dropout)
+        return not has_variant and self.lora_B[name].bias is None
+
+    def _drops_out(self) -> bool:
+        (name,) = self.active_adapters
+        return self.training and not isinstance(self.lora_dropout[name], nn.Identity)

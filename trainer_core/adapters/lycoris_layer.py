@@ -12,6 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..lumina2.frozen_linear import apply_linear
 from .file_kinds import change_of_weight, host_norm
 from .lycoris_kinds import LYCORIS_KINDS, Call
 from .lycoris_settings import LyCORISSettings
@@ -65,7 +66,7 @@ class LycorisLinear(nn.Module):
         return self.base_layer.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        out = self.base_layer(x)
+        out = apply_linear(self.base_layer, x)
         if not self.is_enabled or self._is_left_out():
             return out
         bias_O = None if self.bias is None else self.bias.to(out.dtype)
@@ -143,7 +144,7 @@ class LycorisLinear(nn.Module):
             return _row_lengths(changed_OI)
 
     def _multiply(self, x: Tensor) -> Tensor:
-        out = self.base_layer(x)
+        out = apply_linear(self.base_layer, x)
         return out if self.bias is None else out - self.bias.to(out.dtype)
 
     def _is_left_out(self) -> bool:

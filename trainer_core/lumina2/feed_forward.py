@@ -14,7 +14,13 @@ import torch
 from torch import Tensor, nn
 
 from .eight_bit import QuantizedRows, multiply
-from .frozen_linear import FrozenLayer, add_frozen_input_gradient, find_frozen_layer, frozen_input_gradient
+from .frozen_linear import (
+    FrozenLayer,
+    add_frozen_input_gradient,
+    apply_linear,
+    find_frozen_layer,
+    frozen_input_gradient,
+)
 from .ops import is_fused, swiglu
 from .quantized_linear import QuantizedLinear
 
@@ -26,7 +32,7 @@ def feed_forward(x_SD: Tensor, w1: nn.Module, w2: nn.Module, w3: nn.Module) -> T
     """w2(silu(w1 x) * w3 x), [S, D]; the three map D -> F, F -> D and D -> F."""
     layers = find_frozen_layer(w1), find_frozen_layer(w2), find_frozen_layer(w3)
     if not is_fused(x_SD) or None in layers:
-        return w2(swiglu(w1(x_SD), w3(x_SD)))
+        return apply_linear(w2, swiglu(apply_linear(w1, x_SD), apply_linear(w3, x_SD)))
     device = x_SD.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_SD.dtype
     factors = [factor for layer in layers if layer for factor in (layer.lora_A_RI, layer.lora_B_OR)]

@@ -8,11 +8,11 @@ from __future__ import annotations
 from typing import Any, NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from .compressed_linear import CompressedLinear
 from .eight_bit import QuantizedRows
+from .host_products import add_product, multiply
 
 
 class FrozenLayer(NamedTuple):
@@ -89,21 +89,27 @@ def frozen_product(linear: nn.Linear, x_SI: Tensor | QuantizedRows) -> Tensor:
         return linear.product(x_SI)
     assert isinstance(x_SI, Tensor), "8-bit rows for a weight that is not"
     bias = None if linear.bias is None else linear.bias.to(x_SI.dtype)
-    return F.linear(x_SI, linear.weight.to(x_SI.dtype), bias)
+    return multiply(x_SI, linear.weight.to(x_SI.dtype), bias)
 
 
 def frozen_input_gradient(linear: nn.Linear, grad_SO: Tensor) -> Tensor:
     """Gradient of the input of `frozen_product`, [S, I]."""
     if isinstance(linear, CompressedLinear):
         return linear.input_gradient(grad_SO)
-    return grad_SO @ linear.weight.to(grad_SO.dtype)
+    return multiply(grad_SO, linear.weight.to(grad_SO.dtype).t())
 
 
 def add_frozen_input_gradient(linear: nn.Linear, grad_SO: Tensor, grad_SI: Tensor) -> Tensor:
     """Add `frozen_input_gradient` to what is there already, in place."""
     if isinstance(linear, CompressedLinear):
         return linear.add_input_gradient(grad_SO, grad_SI)
-    return grad_SI.addmm_(grad_SO, linear.weight.to(grad_SO.dtype))
+    return add_product(grad_SI, grad_SO, linear.weight.to(grad_SO.dtype).t())
+
+
+def apply_linear(module: nn.Module, x: Tensor) -> Tensor:
+    """What a Linear or what took its place makes of x [..., I]: the shortest way where it is frozen."""
+    layer = find_frozen_layer(module)
+    return module(x) if layer is None else multiply_frozen(layer, x)
 
 
 def multiply_frozen(layer: FrozenLayer, x: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ from torch import Tensor, nn
 
 from .attention import attend
 from .feed_forward import feed_forward
+from .frozen_linear import apply_linear
 from .joint_tokens import join_tokens
 from .layout import TokenLayout, TokenStream
 from .ops import normalise_and_rotate, per_token, residual_norm
@@ -85,12 +86,12 @@ class Attention(nn.Module):
         self.k_norm = RMSNorm(config.head_size, config.norm_eps)
 
     def forward(self, x_SD: Tensor, stream: TokenStream) -> Tensor:
-        return self.out(self.mix(x_SD, stream))
+        return apply_linear(self.out, self.mix(x_SD, stream))
 
     def mix(self, x_SD: Tensor, stream: TokenStream) -> Tensor:
         """All but the last product."""
         query, key, value = normalise_and_rotate(
-            self.qkv(x_SD),
+            apply_linear(self.qkv, x_SD),
             self.q_norm.weight,
             self.k_norm.weight,
             stream.rotary.cos,

