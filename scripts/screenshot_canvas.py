@@ -17,7 +17,7 @@ from pathlib import Path
 
 from lumina2_trainer.tests.browser.frontend import BARS, Frontend, launch_chromium, open_frontend
 from lumina2_trainer.tests.host.checkouts import PACK_DIR, find_checkouts, open_host, read_version
-from lumina2_trainer.tests.host.server import start_server
+from lumina2_trainer.tests.host.server import HostServer, start_server
 from lumina2_trainer.trainer_core.demo import DEMO_DIR
 from PIL import Image, ImageFilter
 from playwright.sync_api import FloatRect
@@ -27,7 +27,13 @@ CANVAS_EXAMPLE = "train_lora_on_demo"
 FAULTY_FOLDER = "my_pictures"
 WINDOW_SIZE = (2200, 1150)
 TALL_WINDOW_SIZE = (1500, 2300)
+THUMBNAIL_WINDOW_SIZE = (3300, 2000)
+"""Large enough that nodes are drawn with their widgets."""
 THUMBNAIL_WIDTH = 800
+SPACE = 60
+"""Between the graph and what the frontend shows above it, in pixels."""
+MARGIN = 16
+"""Of a thumbnail before it is made smaller, in pixels."""
 STEP_IS_REACHED = "(step) => Number(document.querySelector('.lumina2-progress').dataset.step) >= step"
 IS_FINISHED = "() => document.querySelector('.lumina2-progress').dataset.status === 'finished'"
 SETTINGS = {"Comfy.VueNodes.Enabled": False, "Comfy.Minimap.Visible": False, "Comfy.Graph.CanvasInfo": False}
@@ -51,7 +57,7 @@ def main() -> None:
                 if arguments.example and path.stem not in arguments.example:
                     continue
                 with open_frontend(browser, server, settings=SETTINGS, size=WINDOW_SIZE) as frontend:
-                    photograph(frontend, path, arguments.step)
+                    photograph(frontend, server, path, arguments.step)
                     if path.stem == CANVAS_EXAMPLE:
                         photograph_panel(frontend)
             if not arguments.example or CANVAS_EXAMPLE in arguments.example:
@@ -60,7 +66,7 @@ def main() -> None:
                     photograph_report(frontend)
 
 
-def photograph(frontend: Frontend, path: Path, step: int) -> None:
+def photograph(frontend: Frontend, server: HostServer, path: Path, step: int) -> None:
     """Queue one example; keep a picture of it in the middle and one of the end."""
     frontend.load_workflow(json.loads(path.read_text("utf-8")))
     frontend.fit_view()
@@ -69,14 +75,34 @@ def photograph(frontend: Frontend, path: Path, step: int) -> None:
         frontend.page.wait_for_function(STEP_IS_REACHED, arg=step, timeout=600_000)
         frontend.page.screenshot(path=DOCS_DIR / "canvas.png")
     frontend.page.wait_for_function(IS_FINISHED, timeout=600_000)
-    frontend.page.wait_for_function("async () => (await (await fetch('/queue')).json()).queue_running.length === 0")
-    frontend.page.wait_for_timeout(2000)
+    while server.request("/queue")[1]["queue_running"]:
+        frontend.page.wait_for_timeout(500)
+    photograph_graph(frontend, path.with_suffix(".jpg"))
+
+
+def photograph_graph(frontend: Frontend, path: Path) -> None:
+    """The nodes and groups alone, without what the frontend shows around them."""
+    page = frontend.page
+    page.set_viewport_size(dict(zip(("width", "height"), THUMBNAIL_WINDOW_SIZE, strict=True)))
+    page.wait_for_timeout(8000)  # until the canvas has the window's size, and the queue's toast is gone
+    frontend.fit_view()
+    page.evaluate(
+        """(space) => {
+            const { ds } = window.app.canvas
+            ds.scale *= 0.94
+            ds.offset = [ds.offset[0] + space / ds.scale, ds.offset[1] + space / ds.scale]
+            window.app.canvas.setDirty(true, true)
+        }""",
+        SPACE,
+    )
+    page.wait_for_timeout(2000)
     with tempfile.TemporaryDirectory() as folder:
         picture_path = Path(folder) / "end.png"
-        frontend.page.screenshot(path=picture_path)
+        page.screenshot(path=picture_path, clip=graph_box(frontend))
         with Image.open(picture_path) as picture:
             size = (THUMBNAIL_WIDTH, round(picture.height * THUMBNAIL_WIDTH / picture.width))
-            picture.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(path.with_suffix(".jpg"), quality=85)
+            picture.convert("RGB").resize(size, Image.Resampling.LANCZOS).save(path, quality=85)
+    page.set_viewport_size(dict(zip(("width", "height"), WINDOW_SIZE, strict=True)))
 
 
 def photograph_panel(frontend: Frontend) -> None:
@@ -151,6 +177,30 @@ def show_node(frontend: Frontend, node_type: str, size: tuple[int, int] | None =
         [node_type, list(size) if size else None, list(BARS)],
     )
     frontend.page.wait_for_timeout(1500)
+
+
+def graph_box(frontend: Frontend) -> FloatRect:
+    """Where the graph is in the window."""
+    return frontend.page.evaluate(
+        """(margin) => {
+            const { canvas, graph } = window.app
+            const window_box = canvas.canvas.getBoundingClientRect()
+            const { offset, scale } = canvas.ds
+            const nodes = (graph.nodes ?? graph._nodes).map((node) => node.boundingRect ?? node.getBounding())
+            const groups = (graph.groups ?? graph._groups).map((group) => [...group.pos, ...group.size])
+            const boxes = [...nodes, ...groups]
+            const left = Math.min(...boxes.map((box) => box[0])), top = Math.min(...boxes.map((box) => box[1]))
+            const right = Math.max(...boxes.map((box) => box[0] + box[2]))
+            const bottom = Math.max(...boxes.map((box) => box[1] + box[3]))
+            return {
+                x: window_box.left + (left + offset[0]) * scale - margin,
+                y: window_box.top + (top + offset[1]) * scale - margin,
+                width: (right - left) * scale + 2 * margin,
+                height: (bottom - top) * scale + 2 * margin,
+            }
+        }""",
+        MARGIN,
+    )
 
 
 def node_box(frontend: Frontend) -> FloatRect:
