@@ -41,8 +41,10 @@ class CacheLatents(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Lumina2Model, dataset: Dataset, **widgets: Any) -> io.NodeOutput:
-        with host.running_step(cls.hidden) as context:
-            context = FORECASTER.announcing(cls.hidden, dataset, context)
+        with (
+            host.running_step(cls.hidden) as surroundings,
+            FORECASTER.forecasting(cls.hidden, dataset, surroundings) as context,
+        ):
             settings = steps.CacheLatentsSettings(**widgets)
             cache = steps.cache_latents(settings, model=model, dataset=dataset, context=context)
             file_watch.watch_cache(LATENTS_FOLDER, cache.index_path)
@@ -81,8 +83,10 @@ class CacheTextEmbeds(io.ComfyNode):
     def execute(
         cls, model: Lumina2Model, dataset: Dataset, validation: ValidationSettings | None = None, **widgets: Any
     ) -> io.NodeOutput:
-        with host.running_step(cls.hidden) as context:
-            context = FORECASTER.announcing(cls.hidden, dataset, context)
+        with (
+            host.running_step(cls.hidden) as surroundings,
+            FORECASTER.forecasting(cls.hidden, dataset, surroundings) as context,
+        ):
             settings = steps.CacheTextEmbedsSettings(**widgets)
             cache = steps.cache_text_embeds(
                 settings, model=model, dataset=dataset, validation=validation, context=context

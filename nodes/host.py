@@ -36,6 +36,8 @@ from .throttle import Throttle
 MODEL_KINDS = tuple(dict.fromkeys((*BASE_KINDS, *TEXT_ENCODER_KINDS, *VAE_KINDS, "loras")))
 DATASETS_KIND = "lumina2_datasets"
 """Key in extra_model_paths.yaml for further folders that datasets may lie in."""
+STOPS = (StopTraining, memory.InterruptProcessingException)
+"""What ends a step that was asked to stop."""
 PIP_NAMES = {"PIL": "pillow"}
 """Packages whose name differs from the module's."""
 
@@ -80,7 +82,7 @@ def running_step(hidden: Any, *, uses_device: bool = True) -> Iterator[StepConte
             yield build_context(hidden=hidden, talk=talk)
             talk.raise_if_interrupted()
             talk.end("finished", "")
-        except (StopTraining, memory.InterruptProcessingException):
+        except STOPS:
             talk.end("stopped", "")
             raise
         except BaseException as error:
@@ -104,7 +106,8 @@ class _Conversation:
 
     def emit(self, event: Event) -> None:
         """Record the event and send it; of progress not every step, but always the last."""
-        if event.kind == "forecast":  # of a run that other nodes will train, later
+        if event.kind == "forecast":  # of a run that another node will train, later
+            RUNS.record_forecast(event.to_json())
             send(f"{RUNS_FOLDER}.{event.kind}", event.to_json())
             return
         self.run = event.run
@@ -266,6 +269,11 @@ def view_of(path: Path) -> dict[str, str]:
 def show_pictures(paths: Sequence[Path]) -> dict[str, Any]:
     """The ui value that shows picture files on the node."""
     return {"images": [view_of(path) for path in paths]}
+
+
+def is_executing() -> bool:
+    """Whether a prompt is being executed."""
+    return bool(PromptServer.instance.prompt_queue.currently_running)
 
 
 def server_routes() -> Any:

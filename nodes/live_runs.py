@@ -17,6 +17,7 @@ class LiveRuns:
     def __init__(self) -> None:
         self._states: dict[str, dict[str, Any]] = {}
         self._requests: dict[str, set[str]] = {}
+        self._forecasts: dict[str, dict[str, Any]] = {}
         self._lock = threading.Lock()
 
     def record(self, kind: str, payload: Mapping[str, Any]) -> None:
@@ -30,10 +31,31 @@ class LiveRuns:
         with self._lock:
             state = self._states.setdefault(run, {"run": run})
             state["node"] = payload["node"]
+            self._forecasts.pop(payload["node"], None)
             if state.get("status") != "running":  # what was said of an earlier execution
                 state.pop("notice", None)
             state["status"] = kind if kind in ("finished", "failed") else "running"
             state[kind] = dict(payload)
+
+    def record_forecast(self, payload: Mapping[str, Any]) -> None:
+        """Keep what a node will train, until it does.
+
+        Args:
+            payload: What is sent to the browser, with `run` and `node`.
+        """
+        with self._lock:
+            self._forecasts[payload["node"]] = {**payload, "status": "waiting"}
+
+    def withdraw(self, node: str) -> None:
+        """The node will not train what was forecast."""
+        with self._lock:
+            self._forecasts.pop(node, None)
+
+    def forecast_of(self, nodes: Iterable[str], run: str) -> dict[str, Any] | None:
+        """What one of these nodes will train under a name, or None."""
+        with self._lock:
+            forecasts = (self._forecasts.get(node, {}) for node in nodes)
+            return next((dict(forecast) for forecast in forecasts if forecast.get("run") == run), None)
 
     def end(self, run: str, status: Status, message: str) -> None:
         """The step is over; what was asked of it is forgotten."""

@@ -25,14 +25,17 @@ def add_routes() -> None:
 async def get_run(request: web.Request) -> web.Response:
     """State of a run; with ?newest=1 of the last one written among `run`, `run-2`, `run-3`, ..., or null.
 
-    With &node=5 as well, those that this node trained come first; a node in several places gives each of its ids.
+    With &node=5 as well, those that this node trained come first, and before them the forecast of the one that it will
+    train once its caches are full; a node in several places gives each of its ids.
     """
     run = request.match_info["run"]
     if not is_run_name(run):
         return web.json_response({"error": f"{run!r} is not a run name"}, status=400)
-    is_search = bool(request.query.get("newest"))
+    is_search, nodes = bool(request.query.get("newest")), request.query.getall("node", [])
+    if is_search and host.is_executing() and (forecast := RUNS.forecast_of(nodes, run)):
+        return web.json_response(forecast)
     if is_search:
-        own = RUNS.runs_of(request.query.getall("node", []))
+        own = RUNS.runs_of(nodes)
         run = await asyncio.to_thread(find_newest_run, host.runs_dir(), run, own)
     # In a thread, because the log of a long run takes its time and the server has one event loop.
     state = await asyncio.to_thread(read_state, host.runs_dir() / run, RUNS.snapshot(run), host.view_of)

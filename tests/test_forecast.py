@@ -18,6 +18,7 @@ from lumina2_trainer.trainer_core.forecast import announcing_runs, forecast_runs
 from lumina2_trainer.trainer_core.headless import make_context
 from lumina2_trainer.trainer_core.runner import run_workflow
 from lumina2_trainer.trainer_core.workflow import Workflow, parse_workflow
+from PIL import Image, ImageOps
 
 from .lumina2.tiny_files import write_all_in_one
 from .training_setup import write_pictures
@@ -31,6 +32,9 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
     write_all_in_one(folder / "models" / "checkpoints" / "tiny.safetensors")
     for name in ("pictures", "more"):
         write_pictures(folder / name)
+    for path in (folder / "more").glob("*.png"):  # other pictures, not copies
+        with Image.open(path) as picture:
+            ImageOps.invert(picture).save(path)
     return folder
 
 
@@ -108,8 +112,7 @@ def test_what_keeps_a_run_from_starting(collect: Callable[..., Any], changes: di
     content["8"] = node("Lumina2LoRASettings", start_from=start_from)
     content["7"]["inputs"]["adapter_settings"] = ["8", 0]
     (forecast,) = forecast_runs(read(content), collect([]), known={})
-    assert forecast.plan is None
-    assert problem in forecast.problem
+    assert forecast.plan is None and problem in forecast.problem
     with pytest.raises(TrainerError, match=f"^cat: .*{problem[:20]}"):
         plan_workflow(read(content), collect([]))
 
@@ -125,6 +128,52 @@ def test_pictures_without_captions_are_found_before_they_are_encoded(
     context = replace(context, roots=(*context.roots, tmp_path))
     (forecast,) = forecast_runs(read(content), context, known={})
     assert forecast.problem.startswith("1 of 10 pictures have no caption")
+
+
+def bad_prompts() -> dict[str, dict[str, Any]]:
+    """What Train refuses once its caches are full, by the reason."""
+    held_out, regularised, rare, unconnected, no_base = (prompt() for _ in range(5))
+    held_out["2"]["inputs"]["is_held_out"] = True
+    del held_out["7"]["inputs"]["validation"]
+    for folder in ("2", "3"):
+        regularised[folder]["inputs"]["is_regularisation"] = True
+    regularised["6"]["inputs"]["held_out_share"] = 0.0
+    rare["7"]["inputs"]["optimizer"] = "adamw8bit_bnb"
+    unconnected["6"]["inputs"]["prompts"] = "a cat"
+    del unconnected["5"]["inputs"]["validation"]
+    no_base["1"]["inputs"]["base"] = "none.safetensors"
+    return {
+        "is_held_out is on for a folder, but nothing says when": held_out,
+        "is_regularisation is on for all folders": regularised,
+        "adamw8bit_bnb": rare,
+        "the validation prompt 'a cat' is not in the text cache": unconnected,
+        "base 'none.safetensors' was not found": no_base,
+    }
+
+
+@pytest.mark.parametrize("reason", list(bad_prompts()))
+def test_what_train_refuses_is_refused_before_anything_is_encoded(
+    collect: Callable[..., Any], tmp_path: Path, reason: str
+) -> None:
+    workflow = read(bad_prompts()[reason])
+    (forecast,) = forecast_runs(workflow, collect([]), known={})
+    assert forecast.plan is None and reason in forecast.problem
+    context = collect([])
+    with pytest.raises(TrainerError, match=reason):
+        run_workflow(workflow, announcing_runs(workflow, context))
+    assert not list(tmp_path.rglob("*.safetensors")), "nothing was encoded"
+    if "none" not in reason:
+        with pytest.raises(TrainerError, match=reason):
+            run_workflow(workflow, context)
+
+
+def test_a_branch_that_fails_leaves_the_others_their_forecast(collect: Callable[..., Any]) -> None:
+    content = prompt()
+    content["20"] = node("Lumina2Load", base="none.safetensors")
+    content["21"] = {**content["7"], "inputs": {**content["7"]["inputs"], "model": ["20", 0], "run_name": "broken"}}
+    forecasts = {one.run: one for one in forecast_runs(read(content), collect([]), known={})}
+    assert forecasts["cat"].plan is not None
+    assert "none.safetensors" in forecasts["broken"].problem
 
 
 def test_only_what_is_known_is_forecast(collect: Callable[..., Any]) -> None:

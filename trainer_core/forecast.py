@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Collection, Mapping
-from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
@@ -24,11 +23,15 @@ from .errors import TrainerError
 from .events import Event
 from .job import TrainJob
 from .lumina2.model_files import Lumina2Model
-from .lumina2.prompts import MAX_PROMPT_TOKENS, build_prompt, resolve_system_prompt
+from .lumina2.prompts import MAX_PROMPT_TOKENS, UNCONDITIONAL, build_prompt, resolve_system_prompt
 from .node_steps import NODE_STEPS
 from .run_plan import RunPlan, plan_run
 from .runner import check_workflow, read_settings, read_sockets
+from .settings import describe_settings
+from .train_checks import check_run
 from .trained_weights import choose_trained_weights
+from .validation.pictures import with_prompt_library
+from .validation.settings import ValidationSettings
 from .workflow import Workflow, WorkflowNode
 
 NOT_YET = LatentCache(index_path="", fingerprint=""), EmbedCache(index_path="", fingerprint="")
@@ -67,6 +70,8 @@ class _UnfilledEmbeds:
 
     model: Lumina2Model
     system_prompt: str
+    prompts: tuple[str, ...]
+    negative_prompts: tuple[str, ...]
 
 
 def forecast_runs(
@@ -79,31 +84,38 @@ def forecast_runs(
     Args:
         workflow: The whole of it.
         context: Folders and device.
-        known: Results of nodes that have run, by id.
+        known: Results of nodes that have run, by id; not of caches.
         wanted: Ids of the Train nodes to plan; None plans all.
-
-    Raises:
-        TrainerError: A setting is wrong, or a file is not there.
     """
     results: dict[str, Any] = {}
+    problems: dict[str, str] = {}  # of nodes that will fail, and of those behind them
     forecasts = []
     for node in workflow.nodes:
         step = NODE_STEPS[node.type]
-        if node.id in known and node.type not in CACHES:
+        if node.id in known:
             results[node.id] = known[node.id]
+            continue
+        problem = next((problems[link.node] for link in node.links.values() if link.node in problems), "")
+        is_wanted = step.make_job is not None and (wanted is None or node.id in wanted)
+        if problem:
+            problems[node.id] = problem
+            if is_wanted:
+                forecasts.append(Forecast(node=node.id, run=_run_name(node), plan=None, problem=problem))
             continue
         if any(name not in step.sockets or link.node not in results for name, link in node.links.items()):
             continue
-        settings, sockets = read_settings(node), read_sockets(node, workflow, results)
-        if step.make_job is not None:
-            if wanted is not None and node.id not in wanted:
-                continue
+        try:
+            settings, sockets = read_settings(node), read_sockets(node, workflow, results)
+            if step.run is None:
+                results[node.id] = settings
+            elif node.type in STAND_INS:
+                results[node.id] = STAND_INS[node.type](settings, context=context, **sockets)
+        except TrainerError as error:
+            problems[node.id] = str(error)
+            continue
+        if step.make_job is not None and is_wanted:
             make_job = partial(step.make_job, settings, context=context)
-            forecasts.append(_forecast(node, settings.run_name, make_job, sockets, context))
-        elif step.run is None:
-            results[node.id] = settings
-        elif node.type in STAND_INS:
-            results[node.id] = STAND_INS[node.type](settings, context=context, **sockets)
+            forecasts.append(_forecast(node, make_job, sockets, context))
     return forecasts
 
 
@@ -121,7 +133,7 @@ def plan_workflow(workflow: Workflow, context: StepContext) -> str:
     for node in workflow.nodes:
         if NODE_STEPS[node.type].make_job is None:
             continue
-        name = f"{node.values.get('run_name', node.type)} (node {node.id})"
+        name = f"{_run_name(node)} (node {node.id})"
         plan = forecasts[node.id].plan if node.id in forecasts else None
         lines.append(f"{name}: {_describe(plan) if plan else 'known once the nodes before it have run'}")
     return "\n".join(lines) or "nothing in this workflow trains"
@@ -132,13 +144,18 @@ def _describe(plan: RunPlan) -> str:
 
 
 def announcing_runs(workflow: Workflow, context: StepContext) -> StepContext:
-    """The same surroundings, in which every run is forecast when the first pictures or captions are to be encoded."""
+    """The same surroundings, in which every run is forecast when the first pictures or captions are to be encoded.
+
+    If none of them can start, nothing is encoded: the step raises a TrainerError.
+    """
 
     @functools.cache  # once
     def announce() -> None:
-        with suppress(TrainerError, ModuleNotFoundError):  # a step will say so when it is its turn
-            for forecast in forecast_runs(workflow, context, known={}):
-                context.emit(forecast.to_event())
+        forecasts = forecast_runs(workflow, context, known={})
+        for forecast in forecasts:
+            context.emit(forecast.to_event())
+        if forecasts and all(forecast.plan is None for forecast in forecasts):
+            raise TrainerError(forecasts[0].problem)
 
     return replace(context, before_encoding=announce)
 
@@ -154,7 +171,6 @@ def nodes_behind(workflow: Workflow, node_id: str) -> frozenset[str]:
 
 def _forecast(
     node: WorkflowNode,
-    run_name: str,
     make_job: Callable[..., TrainJob],
     sockets: dict[str, Any],
     context: StepContext,
@@ -165,8 +181,13 @@ def _forecast(
         job = make_job(**sockets, latents=latents_to_be, embeds=embeds_to_be)
         plan = _plan(job, dataset, embeds, context)
     except TrainerError as error:
-        return Forecast(node=node.id, run=run_name, plan=None, problem=str(error))
-    return Forecast(node=node.id, run=run_name, plan=plan)
+        return Forecast(node=node.id, run=_run_name(node), plan=None, problem=str(error))
+    return Forecast(node=node.id, run=_run_name(node), plan=plan)
+
+
+def _run_name(node: WorkflowNode) -> str:
+    default = next(f.default for f in describe_settings(NODE_STEPS[node.type].settings) if f.name == "run_name")
+    return str(node.values.get("run_name", default))
 
 
 def _plan(job: TrainJob, dataset: Dataset, embeds: _UnfilledEmbeds, context: StepContext) -> RunPlan:
@@ -179,6 +200,14 @@ def _plan(job: TrainJob, dataset: Dataset, embeds: _UnfilledEmbeds, context: Ste
         scanned, lambda caption: min(count(build_prompt(caption, embeds.system_prompt)), MAX_PROMPT_TOKENS)
     )
     trained, held_out = split_samples(samples, job.validation.held_out_share if job.validation else 0.0)
+    check_run(
+        job,
+        samples=trained,
+        held_out=held_out,
+        prompts=embeds.prompts,
+        negative_prompts=embeds.negative_prompts,
+        device=context.device,
+    )
     weights = choose_trained_weights(job)
     weights.check(Path(job.model.base_path))
     sizes, held_out_sizes = ([sample.size for sample in some] for some in (trained, held_out))
@@ -204,14 +233,22 @@ def _plan_latents(
 
 
 def _plan_embeds(
-    settings: steps.CacheTextEmbedsSettings, *, model: Lumina2Model, context: StepContext, **others: Any
+    settings: steps.CacheTextEmbedsSettings,
+    *,
+    model: Lumina2Model,
+    dataset: Dataset,
+    validation: ValidationSettings | None = None,
+    context: StepContext,
 ) -> _UnfilledEmbeds:
-    system_prompt = resolve_system_prompt(settings.system_prompt, settings.custom_system_prompt)
-    return _UnfilledEmbeds(model=model, system_prompt=system_prompt)
+    prompts = validation and with_prompt_library(validation, context)
+    return _UnfilledEmbeds(
+        model=model,
+        system_prompt=resolve_system_prompt(settings.system_prompt, settings.custom_system_prompt),
+        prompts=prompts.prompt_list if prompts else (),
+        negative_prompts=(UNCONDITIONAL, prompts.negative_prompt if prompts else UNCONDITIONAL),
+    )
 
 
-CACHES = frozenset({"Lumina2CacheLatents", "Lumina2CacheTextEmbeds"})
-"""Types of nodes whose results a plan does without."""
 STAND_INS: dict[str, Callable[..., Any]] = {
     "Lumina2Load": steps.load_lumina2,
     "Lumina2DatasetFolder": _open_folder,

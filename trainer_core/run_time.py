@@ -12,6 +12,7 @@ from torch import nn
 from .data.sample_sizes import TOKEN_PIXELS, SampleSize
 from .held_out_watch import NUM_DRAWS
 from .job import TrainJob
+from .lumina2.host_products import multiply
 from .lumina2.precision import PRECISIONS
 from .lumina2.transformer import Lumina2Transformer
 from .run_memory import describe_network
@@ -83,7 +84,7 @@ def measure_rate(device: torch.device, dtype: torch.dtype) -> float:
     seconds = []
     for _ in range(1 + NUM_PROBES):  # the first one starts the library
         started = time.perf_counter()
-        (a @ b)[0, 0].item()  # waits for it on every kind of device
+        multiply(a, b)[0, 0].item()  # waits for it on every kind of device
         seconds.append(time.perf_counter() - started)
     return 2 * side**3 / min(seconds[1:])
 

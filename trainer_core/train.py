@@ -31,14 +31,12 @@ from .run_folder import RunFolder, open_run, step_of
 from .run_memory import memory_limit, memory_remedies
 from .run_plan import RunPlan, plan_run
 from .torch_state import preserved_torch_state
-from .train_checks import check_held_out, check_regularisation, check_validation
+from .train_checks import check_run
 from .trained_weights import TrainedWeights, choose_trained_weights
 from .training.checkpoints import list_checkpoints, load_checkpoint
 from .training.ema import Ema
-from .training.low_resolution import check_low_resolution
 from .training.memory import free_memory, start_peak_memory
 from .training.memory_plan import MemoryPlan
-from .training.optimizer_checks import check_optimizer_device
 from .training.optimizers import make_optimizer
 from .training.session import StepPlan, TrainingSession
 from .training.settings import CheckpointSettings
@@ -62,11 +60,14 @@ def train(job: TrainJob, context: StepContext) -> tuple[RunFolder, bool]:
     samples, held_out = split_samples(
         join_samples(latents, embeds), job.validation.held_out_share if job.validation else 0.0
     )
-    check_validation(job, embeds)
-    check_held_out(job, held_out)
-    check_regularisation(job, samples)
-    check_optimizer_device(job.train.optimizer, context.device)
-    check_low_resolution(job.noise, samples)
+    check_run(
+        job,
+        samples=samples,
+        held_out=held_out,
+        prompts=embeds.prompts,
+        negative_prompts=embeds.negative_prompts,
+        device=context.device,
+    )
     record = describe_job(job, len(samples), str(context.device))
     weights = choose_trained_weights(job)
     identity = fingerprint_job(job)

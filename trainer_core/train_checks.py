@@ -1,29 +1,69 @@
-"""What a job and its samples must agree on."""
+"""What a job, its samples and its device must agree on, whether its caches are filled or are yet to be."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
+from typing import Protocol
 
-from .data.cache import TrainingSample
-from .data.index import EmbedIndex
+import torch
+
 from .errors import TrainerError
 from .job import TrainJob
+from .training.low_resolution import SizedSample, check_low_resolution
+from .training.optimizer_checks import check_optimizer_device
 
 
-def check_validation(job: TrainJob, embeds: EmbedIndex) -> None:
+class CheckedSample(SizedSample, Protocol):
+    """What is looked at of a sample; see `TrainingSample`."""
+
+    @property
+    def is_regularisation(self) -> bool: ...
+
+
+def check_run(
+    job: TrainJob,
+    *,
+    samples: Sequence[CheckedSample],
+    held_out: Sequence[CheckedSample],
+    prompts: Collection[str],
+    negative_prompts: Collection[str],
+    device: torch.device,
+) -> None:
+    """Refuse what cannot be trained.
+
+    Args:
+        job: The run.
+        samples: What is trained on.
+        held_out: What is measured on.
+        prompts: Prompts in its text cache, as typed.
+        negative_prompts: Negative prompts there.
+        device: Where it would be trained.
+
+    Raises:
+        TrainerError: What is wrong.
+    """
+    _check_validation(job, prompts, negative_prompts)
+    _check_held_out(job, held_out)
+    _check_regularisation(job, samples)
+    check_optimizer_device(job.train.optimizer, device)
+    check_low_resolution(job.noise, samples)
+
+
+def _check_validation(job: TrainJob, prompts: Collection[str], negative_prompts: Collection[str]) -> None:
     """Every prompt must have been encoded, for the text encoder is not loaded during training."""
     if job.validation is None:
         return
-    prompts = [prompt for prompt in job.validation.prompt_list if prompt not in embeds.prompts]
-    if prompts or embeds.find_negative(job.validation.negative_prompt) is None:
-        missing = prompts[0] if prompts else job.validation.negative_prompt
+    missing = [prompt for prompt in job.validation.prompt_list if prompt not in prompts]
+    if job.validation.negative_prompt not in negative_prompts:
+        missing.append(job.validation.negative_prompt)
+    if missing:
         raise TrainerError(
-            f"the validation prompt {missing!r} is not in the text cache:"
+            f"the validation prompt {missing[0]!r} is not in the text cache:"
             " connect Validation Prompts to Cache Text Embeds as well as to Train"
         )
 
 
-def check_held_out(job: TrainJob, held_out: Sequence[TrainingSample]) -> None:
+def _check_held_out(job: TrainJob, held_out: Sequence[CheckedSample]) -> None:
     if held_out and job.validation is None:
         raise TrainerError(
             "is_held_out is on for a folder, but nothing says when to measure it: connect Validation Prompts (its"
@@ -31,7 +71,7 @@ def check_held_out(job: TrainJob, held_out: Sequence[TrainingSample]) -> None:
         )
 
 
-def check_regularisation(job: TrainJob, samples: Sequence[TrainingSample]) -> None:
+def _check_regularisation(job: TrainJob, samples: Sequence[CheckedSample]) -> None:
     """It needs the base beside what is trained."""
     if job.adapter is None and any(sample.is_regularisation for sample in samples):
         raise TrainerError(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from ..host.prompts import training_prompt, write_discs
@@ -67,3 +67,20 @@ def test_a_prompt_that_ends_before_its_run_leaves_no_panel_waiting(
 
     wait_for(frontend, lambda state: has_waited() and state["status"] in ("idle", "stopped"))
     assert panel_state(frontend)["facts"]["timeLeft"] == ""
+
+
+def test_a_page_that_did_not_queue_hears_of_it_too(open_page: Callable[..., Frontend], server: HostServer) -> None:
+    """Of how a prompt ended, the host tells only the page that queued it."""
+    frontend = open_page(settings=CLASSIC)
+    load_prompt(frontend, prompt_of_new_pictures(server, "unseen", "teal", steps=500))
+    record_texts(frontend, TRAIN, part="")
+    queued = frontend.page.evaluate("async () => (await window.app.graphToPrompt()).output")
+
+    def interrupt(kind: str, data: Mapping[str, Any]) -> None:
+        if kind == "lumina2_trainer.forecast":
+            server.request("/interrupt", {})
+
+    outcome = server.run_prompt(queued, on_message=interrupt)
+    assert outcome.kind == "execution_interrupted"
+    wait_for(frontend, lambda state: state["status"] == "stopped")
+    assert any("Encoding first" in text for text in recorded_texts(frontend, TRAIN))

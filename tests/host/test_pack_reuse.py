@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -111,8 +112,18 @@ def test_runs_are_forecast_before_their_pictures_are_encoded(server: HostServer)
     prompt = training_prompt(run_name="forecast", steps=3)
     prompt["dataset"]["inputs"]["folder"] = "forecast"
     prompt["train_too"] = {**prompt["train"], "inputs": {**prompt["train"]["inputs"], "run_name": "too", "steps": 5}}
-    outcome = server.run_prompt(prompt)
+    states = []
+
+    def ask(kind: str, data: Mapping[str, Any]) -> None:
+        """As a page does that opens now."""
+        if kind == "lumina2_trainer.forecast":
+            states.append(server.request(f"/lumina2_trainer/runs/{data['run']}?newest=1&node={data['node']}")[1])
+
+    outcome = server.run_prompt(prompt, on_message=ask)
     assert outcome.kind == "execution_success", outcome.data
+    assert [(state["status"], state["total"]) for state in states] == [("waiting", 3), ("waiting", 5)]
+    after = server.request("/lumina2_trainer/runs/forecast?newest=1&node=train")[1]
+    assert (after["status"], after["step"]) == ("finished", 3)
     forecasts = outcome.of_kind("lumina2_trainer.forecast")
     assert sorted((data["run"], data["node"], data["total"]) for data in forecasts) == [
         ("forecast", "train", 3),

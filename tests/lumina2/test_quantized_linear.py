@@ -107,7 +107,7 @@ def test_small_updates_are_not_rounded_away(dtype: torch.dtype) -> None:
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
 @pytest.mark.parametrize("dtype", DTYPES)
 def test_lora_trains_on_top(dtype: torch.dtype, dropout: float) -> None:
-    """Dropout takes peft's own path, which calls the layer."""
+    """With dropout the update is added to what the layer gives."""
     base, _, bias = make_linear(dtype)
     module = nn.Sequential(base)
     settings = LoRASettings(targets="all_linear", dropout=dropout)

@@ -39,10 +39,20 @@ class SampleSize:
 class UncachedSample:
     """A picture of a dataset, before it is cached: its size, and what decides whether it is held out."""
 
+    id: str
+    """As `TrainingSample.id`."""
     size: SampleSize
     content_hash: str
     is_held_out: bool
     is_regularisation: bool
+
+    @property
+    def width(self) -> int:
+        return self.size.width
+
+    @property
+    def height(self) -> int:
+        return self.size.height
 
 
 def size_of(sample: TrainingSample) -> SampleSize:
@@ -69,6 +79,7 @@ def measure_dataset(scanned: ScannedDataset, count_tokens: Callable[[str], int])
     def measure(picture: Picture) -> UncachedSample:
         number = folder_number(picture.id)
         return UncachedSample(
+            id=picture.id,
             size=SampleSize(
                 caption_tokens=tuple(map(count_tokens, picture.caption.texts)),
                 width=picture.bucket.width,

@@ -107,7 +107,7 @@ def add_frozen_input_gradient(linear: nn.Linear, grad_SO: Tensor, grad_SI: Tenso
 
 
 def apply_linear(module: nn.Module, x: Tensor) -> Tensor:
-    """What a Linear or what took its place makes of x [..., I]: the shortest way where it is frozen."""
+    """What a Linear or what took its place makes of x [..., I]: the shortest way, without hooks, where it is frozen."""
     layer = find_frozen_layer(module)
     return module(x) if layer is None else multiply_frozen(layer, x)
 
@@ -127,7 +127,9 @@ class _FrozenProduct(torch.autograd.Function):
     ) -> Tensor:
         with torch.autocast(x_SI.device.type, enabled=False):
             out_SO, inner_SR = FrozenLayer(linear, lora_A_RI, lora_B_OR, scaling).product(x_SI)
-        ctx.save_for_backward(None if inner_SR is None else x_SI, inner_SR, lora_A_RI, lora_B_OR)
+        is_trained = lora_A_RI is not None and lora_A_RI.requires_grad
+        kept = (x_SI, inner_SR) if is_trained else (None, None)
+        ctx.save_for_backward(*kept, lora_A_RI, lora_B_OR)
         ctx.linear, ctx.scaling = linear, scaling
         return out_SO
 
@@ -136,7 +138,9 @@ class _FrozenProduct(torch.autograd.Function):
         x_SI, inner_SR, lora_A_RI, lora_B_OR = ctx.saved_tensors
         layer = FrozenLayer(ctx.linear, lora_A_RI, lora_B_OR, ctx.scaling)
         grad_inner = layer.inner_gradient(grad_SO)
-        grad_A, grad_B = layer.factor_gradients(x_SI, inner_SR, grad_SO, grad_inner)
+        grad_A, grad_B = None, None
+        if ctx.needs_input_grad[2] or ctx.needs_input_grad[3]:
+            grad_A, grad_B = layer.factor_gradients(x_SI, inner_SR, grad_SO, grad_inner)
         grad_x = None
         if ctx.needs_input_grad[0]:
             grad_x = layer.add_input_gradient(frozen_input_gradient(ctx.linear, grad_SO), grad_inner)

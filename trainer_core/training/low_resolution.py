@@ -7,11 +7,11 @@ their own that is shifted as the whole picture's. Source: Alpha-VLLM/Lumina-Imag
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Protocol
 
 import torch.nn.functional as F
 from torch import Tensor
 
-from ..data.cache import TrainingSample
 from ..errors import TrainerError
 from ..lumina2.timesteps import NoiseSettings
 
@@ -38,7 +38,18 @@ def num_low_resolution_tokens(width: int, height: int) -> int:
     return (width // SMALLEST_SIDE) * (height // SMALLEST_SIDE)
 
 
-def check_low_resolution(noise: NoiseSettings, samples: Sequence[TrainingSample]) -> None:
+class SizedSample(Protocol):
+    """What is looked at of a sample; see `TrainingSample`."""
+
+    @property
+    def id(self) -> str: ...
+    @property
+    def width(self) -> int: ...
+    @property
+    def height(self) -> int: ...
+
+
+def check_low_resolution(noise: NoiseSettings, samples: Sequence[SizedSample]) -> None:
     """Check that every picture can be shrunk.
 
     Raises:

@@ -23,6 +23,7 @@ const EVENT_KINDS = [
 ];
 // A page that missed something asks the server; so does one whose prompt ended before a run that was forecast.
 const RESTORED_AFTER = ["reconnected", "execution_success", "execution_error", "execution_interrupted"];
+const RESTORE_DELAY = 500; // milliseconds in which the server ends what it says has ended
 const HEIGHT = 380;
 const NODE_WIDTH = 360;
 
@@ -31,6 +32,7 @@ class TrainProgress {
   constructor(node) {
     this.node = node;
     this.view = emptyView();
+    this.numForecasts = 0;
     this.panel = new ProgressPanel({
       strings: stringsFor(app.extensionManager?.setting?.get("Comfy.Locale") ?? navigator.language),
       pictureUrl: (picture) => api.apiURL(`/view?${new URLSearchParams(picture)}`),
@@ -60,7 +62,8 @@ class TrainProgress {
 
   take(kind, detail) {
     if (!this.isFor(detail)) return;
-    const isNews = this.view.run !== detail.run;
+    if (kind === "forecast") this.numForecasts += 1;
+    const isNews = this.view.run !== detail.run || this.view.status === "waiting";
     this.view = viewAfterEvent(this.view, kind, detail);
     this.panel.show(this.view);
     // A page that opened later, or whose run_name is linked, hears of a run in its middle.
@@ -69,12 +72,14 @@ class TrainProgress {
 
   /** Show the state the server knows, of a run or of the newest one under this node's run_name. */
   async restore(run = null) {
+    const { numForecasts } = this;
     const name = run ?? this.runName ?? this.view.run;
     if (!name) return;
     const nodes = executionIds(this.node).map((id) => ["node", id]);
     const query = run ? "" : `?${new URLSearchParams([["newest", "1"], ...nodes])}`;
     const response = await api.fetchApi(`/lumina2_trainer/runs/${encodeURIComponent(name)}${query}`);
     const state = response.ok ? await response.json() : null;
+    if (numForecasts !== this.numForecasts) return; // the answer is older
     const own = state && !this.isOfAnother(state) ? state : null;
     if (!own && this.view.status !== "waiting") return;
     this.view = own ? viewFromState(own) : emptyView();
@@ -141,7 +146,7 @@ app.registerExtension({
         for (const progress of widgets) progress.take(kind, detail);
       });
     }
-    for (const kind of RESTORED_AFTER) api.addEventListener(kind, restoreAll);
+    for (const kind of RESTORED_AFTER) api.addEventListener(kind, () => setTimeout(restoreAll, RESTORE_DELAY));
   },
   nodeCreated(node) {
     if (NODE_TYPES.includes(node.comfyClass)) attach(node);
