@@ -25,6 +25,8 @@ SHARE_OF_RATE = 0.6
 """Of the rate of one large product, what steps reach on the whole: 0.55 to 0.64 on an H100 (benchmarks/RESULTS.md)."""
 SHARE_OF_RATE_WHOLE = 0.4
 """The same where the model's own weights are trained, whose update moves them all."""
+SHARE_OF_RATE_OF_CPU = 0.25
+"""On a CPU, where networks that can be trained are small, and so are their products: the demo reaches 0.2 to 0.4."""
 ATTENTION_BACKWARD = 2.5
 """Of its forward pass: five products in place of two."""
 PROBE_SIDE, PROBE_SIDE_OF_CPU = 4096, 1024
@@ -73,6 +75,8 @@ def estimate_seconds(
         operations += _picture_operations(job, job.validation, network, samples, first_step)
         operations += _held_out_operations(job, job.validation, network, held_out, first_step)
     share = SHARE_OF_RATE_WHOLE if job.adapter is None else SHARE_OF_RATE
+    if device.type == "cpu":
+        share = SHARE_OF_RATE_OF_CPU
     return operations / (share * measure_rate(device, PRECISIONS[job.model.precision].dtype))
 
 
