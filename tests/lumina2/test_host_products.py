@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import pytest
 import torch
 from lumina2_trainer.trainer_core.lumina2 import host_products
-from lumina2_trainer.trainer_core.lumina2.host_products import add_product, multiply
+from lumina2_trainer.trainer_core.lumina2.host_products import add_product, linear, multiply
+from torch import Tensor
 
 SHAPES = [(560, 256, 1024), (1, 16, 3), (7, 5, 1), (0, 16, 8)]
 
@@ -37,6 +40,26 @@ def test_products_are_those_of_float64(rows: int, inputs: int, outputs: int, is_
     added = add_product(sum_SO, x_SI, weight_OI)
     assert added.data_ptr() == sum_SO.data_ptr(), "in the memory of the sum"
     torch.testing.assert_close(added.double(), expected, **tolerance)
+
+
+@pytest.mark.usefixtures("library")
+@pytest.mark.parametrize("has_bias", [False, True])
+@pytest.mark.parametrize("is_frozen", [False, True], ids=["trained", "frozen"])
+def test_gradients_are_those_of_pytorch(has_bias: bool, is_frozen: bool) -> None:
+    generator = torch.Generator().manual_seed(0)
+    tensors = [torch.randn(shape, generator=generator) for shape in ((2, 9, 24), (16, 24), (16,))]
+    if not has_bias:
+        tensors.pop()
+
+    def run(function: Callable[..., Tensor]) -> list[Tensor]:
+        inputs = [tensor.clone().requires_grad_(i == 0 or not is_frozen) for i, tensor in enumerate(tensors)]
+        out = function(*inputs, *(() if has_bias else (None,)))
+        out.square().sum().backward()
+        return [out.detach(), *(x.grad for x in inputs if x.grad is not None)]
+
+    actual, expected = run(linear), run(torch.nn.functional.linear)
+    assert len(actual) == (2 if is_frozen else 1 + len(tensors))
+    torch.testing.assert_close(actual, expected, rtol=1e-5, atol=1e-4)
 
 
 def test_other_numbers_are_left_to_pytorch() -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from .compressed_linear import CompressedLinear
 from .eight_bit import QuantizedRows
-from .host_products import add_product, multiply
+from .host_products import add_product, linear, multiply
 
 
 class FrozenLayer(NamedTuple):
@@ -107,9 +107,11 @@ def add_frozen_input_gradient(linear: nn.Linear, grad_SO: Tensor, grad_SI: Tenso
 
 
 def apply_linear(module: nn.Module, x: Tensor) -> Tensor:
-    """What a Linear or what took its place makes of x [..., I]: the shortest way, without hooks, where it is frozen."""
+    """What a Linear or what took its place makes of x [..., I]; hooks of a plain Linear are not called."""
     layer = find_frozen_layer(module)
-    return module(x) if layer is None else multiply_frozen(layer, x)
+    if layer is not None:
+        return multiply_frozen(layer, x)
+    return linear(x, module.weight, module.bias) if type(module) is nn.Linear else module(x)
 
 
 def multiply_frozen(layer: FrozenLayer, x: Tensor) -> Tensor:
@@ -127,7 +129,7 @@ class _FrozenProduct(torch.autograd.Function):
     ) -> Tensor:
         with torch.autocast(x_SI.device.type, enabled=False):
             out_SO, inner_SR = FrozenLayer(linear, lora_A_RI, lora_B_OR, scaling).product(x_SI)
-        is_trained = lora_A_RI is not None and lora_A_RI.requires_grad
+        is_trained = any(factor is not None and factor.requires_grad for factor in (lora_A_RI, lora_B_OR))
         kept = (x_SI, inner_SR) if is_trained else (None, None)
         ctx.save_for_backward(*kept, lora_A_RI, lora_B_OR)
         ctx.linear, ctx.scaling = linear, scaling

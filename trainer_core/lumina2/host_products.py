@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import functools
 import platform
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -31,6 +32,30 @@ def add_product(sum_SO: Tensor, x_SI: Tensor, weight_OI: Tensor) -> Tensor:
     if not _suits_onednn(x_SI):
         return sum_SO.addmm_(x_SI, weight_OI.t())
     return sum_SO.add_(multiply(x_SI, weight_OI))
+
+
+def linear(x: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+    """x W^T + b for x [..., I], with gradients for all three."""
+    if not _suits_onednn(x) or torch.is_autocast_enabled("cpu"):
+        return F.linear(x, weight_OI, bias_O)
+    return _Linear.apply(x.flatten(0, -2), weight_OI, bias_O).unflatten(0, x.shape[:-1])
+
+
+class _Linear(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, x_SI: Tensor, weight_OI: Tensor, bias_O: Tensor | None) -> Tensor:
+        ctx.save_for_backward(x_SI, weight_OI)
+        return multiply(x_SI, weight_OI, bias_O)
+
+    @staticmethod
+    def backward(ctx: Any, grad_SO: Tensor) -> tuple[Tensor | None, ...]:
+        x_SI, weight_OI = ctx.saved_tensors
+        needs_x, needs_weight, needs_bias = ctx.needs_input_grad
+        return (
+            multiply(grad_SO, weight_OI.t()) if needs_x else None,
+            multiply(grad_SO.t(), x_SI.t()) if needs_weight else None,
+            grad_SO.sum(0) if needs_bias else None,
+        )
 
 
 def _suits_onednn(x_SI: Tensor) -> bool:
