@@ -147,7 +147,9 @@ class WandbTracker:
     def __init__(self, run: TrackedRun) -> None:
         import wandb
 
-        is_online = not run.is_offline and os.environ.get("WANDB_MODE", "online") in ("online", "shared", "run")
+        # wandb reads its environment once a process, which may have been before the variable was set
+        mode = "offline" if run.is_offline else os.environ.get("WANDB_MODE")
+        is_online = (mode or "online") in ("online", "shared", "run")
         # wandb would ask for a key in the terminal and wait for an answer
         if is_online and not wandb.login(timeout=1):
             raise TrainerError("wandb has no key: run `wandb login`, set WANDB_API_KEY, or turn offline on")
@@ -158,7 +160,7 @@ class WandbTracker:
             id=_run_id(run.folder),
             resume="allow",
             dir=str(run.folder),
-            mode="offline" if run.is_offline else None,
+            mode=mode,
             config=dict(run.config),
             reinit="create_new",
             # neither the terminal's text nor a repository that happens to lie around is the run's
