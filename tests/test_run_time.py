@@ -45,8 +45,13 @@ def predict(setup: Setup, folder: str, **options: object) -> float:
 def test_operations_of_a_pass_are_those_that_pytorch_counts() -> None:
     network = tiny_transformer()
     latents, embeds, times = random_samples([(30, 32, 24)])
-    # Fused attention of a CPU is not counted by PyTorch.
-    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+    # Neither fused attention of a CPU nor oneDNN's products are counted by PyTorch.
+    with (
+        FlopCounterMode(display=False) as counter,
+        sdpa_kernel(SDPBackend.MATH),
+        torch.backends.mkldnn.flags(enabled=False),
+        torch.no_grad(),
+    ):
         run_packed(network, latents, embeds, times)
     counted = run_time.count_pass(network, 30, 16 * 12).total
     # Embedders, modulation and the last layer are not counted.

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from .conditions import Conditions, draws_random_numbers
+from .frozen_linear import apply_linear
 from .layout import TokenStream
 from .transformer import Block, Modulation
 
@@ -178,7 +179,7 @@ def _go_back_through(
     h_leaf = _leaf(h_SD)
     mixed_SD = block.attention.mix(h_leaf, stream)
     mixed_leaf = _leaf(mixed_SD)
-    branch_SD = block.attention.out(mixed_leaf)
+    branch_SD = apply_linear(block.attention.out, mixed_leaf)
     residual_leaf, branch_leaf = _leaf(residual_SD), _leaf(branch_SD)
     mid_SD, fed_SD = block.join(residual_leaf, branch_leaf, stream, modulation)
     grad_fed_SD = _feed_backward(block, mid_SD.detach(), fed_SD, stream.sample_index, modulation, grad_SD, feed_slice)
