@@ -69,7 +69,7 @@ NODE_STEPS: dict[str, NodeStep] = {
     "Lumina2TrainLoRA": NodeStep(
         settings=TrainLoRASettings,
         run=train_steps.train_lora,
-        make_job=train_steps.make_lora_job,
+        make_job=train_steps.make_job,
         sockets=(
             "model",
             "latents",
@@ -88,7 +88,7 @@ NODE_STEPS: dict[str, NodeStep] = {
     "Lumina2TrainFull": NodeStep(
         settings=TrainFullSettings,
         run=train_steps.train_full,
-        make_job=train_steps.make_full_job,
+        make_job=train_steps.make_job,
         sockets=(
             "model",
             "latents",

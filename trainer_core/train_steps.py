@@ -23,8 +23,8 @@ from .validation.pictures import with_files
 from .validation.settings import ValidationSettings
 
 
-def make_lora_job(
-    settings: TrainLoRASettings,
+def make_job(
+    settings: TrainLoRASettings | TrainFullSettings,
     *,
     model: Lumina2Model,
     latents: LatentCache,
@@ -39,7 +39,11 @@ def make_lora_job(
     rollout: RolloutSettings | None = None,
     context: StepContext,
 ) -> TrainJob:
-    """What Train LoRA stands for.
+    """What a Train node stands for.
+
+    Args:
+        settings: Widgets of Train LoRA or of Train Full Model; the other arguments are the node's sockets.
+        adapter_settings: Of Train LoRA alone.
 
     Raises:
         TrainerError: Settings contradict one another, or a file they name is not there.
@@ -49,42 +53,9 @@ def make_lora_job(
         latents=latents,
         embeds=embeds,
         train=settings,
-        adapter=_located(adapter_settings or LoRASettings(), context),
-        optimizer=optimizer_settings or OptimizerSettings(),
-        noise=noise_schedule or NoiseSettings(),
-        validation=validation and with_files(validation, context),
-        checkpoints=checkpoints or CheckpointSettings(),
-        tracking=tracking,
-        hub=hub,
-        rollout=rollout,
-    )
-
-
-def make_full_job(
-    settings: TrainFullSettings,
-    *,
-    model: Lumina2Model,
-    latents: LatentCache,
-    embeds: EmbedCache,
-    optimizer_settings: OptimizerSettings | None = None,
-    noise_schedule: NoiseSettings | None = None,
-    validation: ValidationSettings | None = None,
-    checkpoints: CheckpointSettings | None = None,
-    tracking: TrackingSettings | None = None,
-    hub: HubSettings | None = None,
-    rollout: RolloutSettings | None = None,
-    context: StepContext,
-) -> TrainJob:
-    """What Train Full Model stands for.
-
-    Raises:
-        TrainerError: Settings contradict one another, or a file they name is not there.
-    """
-    return TrainJob(
-        model=model,
-        latents=latents,
-        embeds=embeds,
-        train=settings,
+        adapter=(
+            _located(adapter_settings or LoRASettings(), context) if isinstance(settings, TrainLoRASettings) else None
+        ),
         optimizer=optimizer_settings or OptimizerSettings(),
         noise=noise_schedule or NoiseSettings(),
         validation=validation and with_files(validation, context),
@@ -96,10 +67,10 @@ def make_full_job(
 
 
 def train_lora(settings: TrainLoRASettings, *, context: StepContext, **sockets: Any) -> TrainResult:
-    """Train an adapter, resume it, or return the finished one; sockets are those of `make_lora_job`."""
+    """Train an adapter, resume it, or return the finished one; sockets are those of `make_job`."""
     from .train import train
 
-    run, was_finished = train(make_lora_job(settings, context=context, **sockets), context)
+    run, was_finished = train(make_job(settings, context=context, **sockets), context)
     return TrainResult(
         adapter=Adapter(path=str(run.final_path), run_dir=str(run.path), step=settings.steps),
         losses=run.losses(),
@@ -110,10 +81,10 @@ def train_lora(settings: TrainLoRASettings, *, context: StepContext, **sockets: 
 
 
 def train_full(settings: TrainFullSettings, *, context: StepContext, **sockets: Any) -> TrainFullResult:
-    """Train the model's own weights, resume, or return the finished model; sockets are those of `make_full_job`."""
+    """Train the model's own weights, resume, or return the finished model; sockets are those of `make_job`."""
     from .train import train
 
-    job = make_full_job(settings, context=context, **sockets)
+    job = make_job(settings, context=context, **sockets)
     run, was_finished = train(job, context)
     parts = [run.final_path, Path(job.model.text_encoder_path), Path(job.model.vae_path)]
     return TrainFullResult(
