@@ -7,7 +7,10 @@ from collections.abc import Callable
 from ..host.prompts import training_prompt
 from ..host.server import HostServer
 from .frontend import CLASSIC, Frontend, open_tab
-from .panel import PANEL, load_prompt, wait_for
+from .panel import PANEL, load_prompt, panel_state, record_texts, recorded_texts, wait_for
+
+TRAIN = "6"
+"""Id on the canvas of Train in `training_prompt`."""
 
 STEPS = 50_000
 MIN_CURVE_POINTS = 400
@@ -73,3 +76,37 @@ def check_panel_outlives(open_page: Callable[..., Frontend], server: HostServer)
         wait_for(page, lambda state: state["status"] == "stopped")
     for page in (frontend, tab, elsewhere):
         assert page.errors == []
+
+
+def test_a_late_answer_does_not_bring_back_an_older_state(open_page: Callable[..., Frontend]) -> None:
+    """The state asked for at the start arrives after the run was stopped."""
+    frontend = open_page(settings=CLASSIC)
+    load_prompt(frontend, training_prompt(run_name="late"))
+    record_texts(frontend, TRAIN)
+    frontend.page.evaluate(
+        """async (node) => {
+            const { api } = window.app
+            const answers = [["running", 1000], ["stopped", 0]]
+            const fetchApi = api.fetchApi
+            api.fetchApi = (path, ...others) => {
+                if (!path.startsWith("/lumina2_trainer/runs/late")) return fetchApi.call(api, path, ...others)
+                const [status, delay] = answers.shift()
+                const state = { run: "late", node, status, step: 0, total: 4 }
+                return new Promise((answer) => setTimeout(() => answer(Response.json(state)), delay))
+            }
+            const pause = (delay) => new Promise((resume) => setTimeout(resume, delay))
+            const send = (kind, more) => {
+                const detail = { run: "late", node, ...more }
+                api.dispatchEvent(new CustomEvent(`lumina2_trainer.${kind}`, { detail }))
+            }
+            send("planned", { step: 0, total: 4, memory_plan: "", predicted_seconds: 9 })
+            await pause(50)
+            send("stopped", {})
+            await pause(2000)
+        }""",
+        TRAIN,
+    )
+    texts = recorded_texts(frontend, TRAIN)
+    assert texts[0].startswith("Training")
+    assert all(text.startswith("Stopped") for text in texts[1:]), texts
+    assert panel_state(frontend)["status"] == "stopped"

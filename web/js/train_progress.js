@@ -32,7 +32,7 @@ class TrainProgress {
   constructor(node) {
     this.node = node;
     this.view = emptyView();
-    this.numForecasts = 0;
+    this.lastQuestion = 0; // number of the newest one asked of the server
     this.panel = new ProgressPanel({
       strings: stringsFor(app.extensionManager?.setting?.get("Comfy.Locale") ?? navigator.language),
       pictureUrl: (picture) => api.apiURL(`/view?${new URLSearchParams(picture)}`),
@@ -62,7 +62,7 @@ class TrainProgress {
 
   take(kind, detail) {
     if (!this.isFor(detail)) return;
-    if (kind === "forecast") this.numForecasts += 1;
+    if (kind === "forecast") this.lastQuestion += 1; // an answer on its way is older
     const isNews = this.view.run !== detail.run || this.view.status === "waiting";
     this.view = viewAfterEvent(this.view, kind, detail);
     this.panel.show(this.view);
@@ -72,14 +72,14 @@ class TrainProgress {
 
   /** Show the state the server knows, of a run or of the newest one under this node's run_name. */
   async restore(run = null) {
-    const { numForecasts } = this;
     const name = run ?? this.runName ?? this.view.run;
     if (!name) return;
+    const question = (this.lastQuestion += 1);
     const nodes = executionIds(this.node).map((id) => ["node", id]);
     const query = run ? "" : `?${new URLSearchParams([["newest", "1"], ...nodes])}`;
     const response = await api.fetchApi(`/lumina2_trainer/runs/${encodeURIComponent(name)}${query}`);
     const state = response.ok ? await response.json() : null;
-    if (numForecasts !== this.numForecasts) return; // the answer is older
+    if (question !== this.lastQuestion) return;
     const own = state && !this.isOfAnother(state) ? state : null;
     if (!own && this.view.status !== "waiting") return;
     this.view = own ? viewFromState(own) : emptyView();
