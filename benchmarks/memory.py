@@ -34,6 +34,7 @@ from lumina2_trainer.trainer_core.run_memory import device_facts
 from lumina2_trainer.trainer_core.training.memory_estimate import Measures, StepEstimate
 from lumina2_trainer.trainer_core.training.memory_plan import GIB, Budget, Freedom, MemoryPlan, choose_plan
 from lumina2_trainer.trainer_core.training.memory_sizes import BatchSize, measure_model
+from lumina2_trainer.trainer_core.training.shapes import ShapeLimiter
 
 TIMEOUT_SECONDS = 240
 COLUMNS = (
@@ -59,16 +60,17 @@ class MemoryCase:
         return f"{prefix}{self.resolution}-b{self.batch_size}-{self.way}"
 
 
-WAYS = ("keep", "recompute", "slices", "offload")
+WAYS = ("keep", "results", "recompute", "slices", "offload")
 """See `fixed_measures`."""
 CASES: dict[str, MemoryCase] = {
     case.name: case
     for precision, resolution, batch_size, ways in (
-        ("bf16", 1024, 1, ("keep", "recompute", "slices", "offload", "11", "8", "5.7", "4")),
-        ("bf16", 1024, 4, ("recompute", "slices", "12")),
-        ("bf16", 512, 2, ("keep", "recompute", "8")),
-        ("fp8", 1024, 1, ("keep", "recompute", "slices", "8", "3.4", "2")),
-        ("fp8", 1024, 4, ("recompute", "4")),
+        ("bf16", 1024, 1, ("keep", "results", "recompute", "slices", "offload", "11", "8", "5.7", "4")),
+        ("bf16", 1024, 4, ("results", "recompute", "slices", "12")),
+        ("bf16", 512, 2, ("keep", "results", "recompute", "8")),
+        ("fp8", 1024, 1, ("keep", "results", "recompute", "slices", "8", "3.4", "2")),
+        ("fp8", 1024, 4, ("results", "recompute", "4")),
+        ("nf4", 1024, 1, ("keep", "results", "recompute", "3")),
     )
     for way in ways
     for case in [MemoryCase(precision=precision, resolution=resolution, batch_size=batch_size, way=way)]
@@ -158,12 +160,7 @@ def choose(case: MemoryCase, config: Lumina2Config, samples: Sequence[Sample], d
         updates_in_backward=False,
         gradients_stay=False,
     )
-    batch = BatchSize(
-        caption_tokens=sum(len(sample.prompt_embeds) for sample in samples),
-        image_tokens=sum(sample.latents.shape[1] * sample.latents.shape[2] // 4 for sample in samples),
-        is_ragged=len(samples) > 1,
-    )
-    estimate = StepEstimate(model, batch, device_facts(device))
+    estimate = StepEstimate(model, measure_batch(config, samples, device), device_facts(device))
     if case.way not in WAYS:
         reason = f"{case.way} GiB allowed"
         budget = Budget(num_bytes=float(case.way) * GIB, reason=reason, remedy="raise memory")
@@ -177,10 +174,25 @@ def choose(case: MemoryCase, config: Lumina2Config, samples: Sequence[Sample], d
     )
 
 
+def measure_batch(config: Lumina2Config, samples: Sequence[Sample], device: torch.device) -> BatchSize:
+    """The samples as one batch, filled up where a run fills it up."""
+    captions = [len(sample.prompt_embeds) for sample in samples]
+    images = [sample.latents.shape[1] * sample.latents.shape[2] // 4 for sample in samples]
+    limiter = ShapeLimiter(config, device, torch.bfloat16)
+    padded = limiter.padded_lengths(captions, images)
+    return BatchSize(
+        caption_tokens=sum(captions) if padded is None else len(samples) * padded.caption,
+        image_tokens=sum(images) if padded is None else len(samples) * padded.image,
+        is_ragged=len(set(captions)) > 1 and padded is None,
+    )
+
+
 def fixed_measures(way: str, num_blocks: int) -> Measures:
     """What one of WAYS means."""
     if way == "keep":
         return Measures()
+    if way == "results":
+        return Measures(num_recomputed=num_blocks, num_keeping=num_blocks)
     feed_slice = None if way == "recompute" else 1024
     num_offloaded = num_blocks - 1 if way == "offload" else 0
     return Measures(num_recomputed=num_blocks, feed_slice=feed_slice, num_offloaded=num_offloaded)

@@ -88,7 +88,7 @@ def build_transformer(
         place_weight(transformer, name, weight, matrix_dtype=known.matrix_dtype)
     if has_recomputation:
         num_blocks = config.num_layers + 2 * config.num_refiner_layers
-        transformer.run_block = RecomputeBlocks(num_recomputed=num_blocks)
+        transformer.run_block = RecomputeBlocks(num_recomputed=num_blocks, num_keeping=num_blocks)
     return transformer.requires_grad_(False)
 
 

@@ -52,7 +52,7 @@ def compare_unpacking(num_rows: int, num_columns: int) -> None:
     assert torch.equal(*results), f"{num_rows} x {num_columns}"
 
 
-def run(mlp: nn.Module, x_SD: Tensor, *, is_fused: bool) -> list[Tensor]:
+def run(mlp: nn.Module, x_SD: Tensor, *, is_fused: bool, known_SD: Tensor | None = None) -> list[Tensor]:
     """Output, and the gradients of the input and of every adapter."""
     x_SD = x_SD.detach().requires_grad_()
     trained = [p for p in mlp.parameters() if p.requires_grad]
@@ -63,7 +63,7 @@ def run(mlp: nn.Module, x_SD: Tensor, *, is_fused: bool) -> list[Tensor]:
         mock.patch.object(four_bit, "is_fused", return_value=is_fused),
         mock.patch.object(quantized_linear, "has_8_bit_products", return_value=is_fused),
     ):
-        out = mlp(x_SD)
+        out = mlp(x_SD, known_SD)
         grads = torch.autograd.grad((out * target).sum(), [x_SD, *trained])
     return [x.detach().float() for x in (out, *grads)]
 
@@ -74,6 +74,8 @@ def compare(dtype: torch.dtype, adapted: str) -> None:
     x[3], x[5] = 0, 30 * x[5]
     x = x if dtype == torch.float32 else x.bfloat16()
     fused, plain = (run(mlp, x, is_fused=is_fused) for is_fused in (True, False))
+    again = run(mlp, x, is_fused=True, known_SD=fused[0].to(x.dtype))
+    torch.testing.assert_close(again, fused, rtol=0, atol=0)
     if dtype == torch.float32:
         torch.testing.assert_close(fused, plain, rtol=1e-4, atol=1e-4)
         return

@@ -15,7 +15,7 @@ from unittest import mock
 
 import torch
 from lumina2_trainer.trainer_core.adapters.lora import LoRASettings, attach_lora
-from lumina2_trainer.trainer_core.lumina2 import feed_forward, ops, transformer
+from lumina2_trainer.trainer_core.lumina2 import feed_forward, kept_results, ops, transformer
 from lumina2_trainer.trainer_core.lumina2.attention import Segments
 from lumina2_trainer.trainer_core.lumina2.layout import TokenLayout
 from lumina2_trainer.trainer_core.lumina2.objective import NoisyBatch, flow_matching_loss
@@ -68,6 +68,8 @@ def simulated_kernels() -> Iterator[None]:
         mock.patch.object(ops, "is_fused", _is_fused),
         mock.patch.object(feed_forward, "is_fused", _is_fused),
         mock.patch.object(transformer, "attend", _attend),
+        mock.patch.object(kept_results, "attend", _attend),
+        mock.patch.object(kept_results, "attention_kernels", return_value=[_attention._opoverload]),
     ):
         yield
 
@@ -114,8 +116,8 @@ class _Attention(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-        out = torch.empty(query.shape, dtype=query.dtype)
-        ctx.save_for_backward(query, key, value, out, torch.empty(query.shape[:2], dtype=torch.float32))
+        out, sums = torch.ops.lumina2_trainer_tests.attention(query)
+        ctx.save_for_backward(query, key, value, out, sums)
         return out
 
     @staticmethod
@@ -125,6 +127,17 @@ class _Attention(torch.autograd.Function):
         grads = [torch.empty(x.shape, dtype=x.dtype) for x in (query, key, value)]
         del sums
         return tuple(grads)
+
+
+@torch.library.custom_op("lumina2_trainer_tests::attention", mutates_args=())
+def _attention(query: Tensor) -> tuple[Tensor, Tensor]:
+    """The results of attention and the sums of its softmax, as an operator whose results can be kept."""
+    raise AssertionError("simulated only")
+
+
+@_attention.register_fake
+def _attention_fake(query: Tensor) -> tuple[Tensor, Tensor]:
+    return torch.empty(query.shape, dtype=query.dtype), torch.empty(query.shape[:2], dtype=torch.float32)
 
 
 def simulate_step(

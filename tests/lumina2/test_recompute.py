@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from typing import Any
 from unittest import mock
 
 import pytest
 import torch
 from lumina2_trainer.trainer_core.adapters.lora import LoRASettings, attach_lora
 from lumina2_trainer.trainer_core.lumina2.conditions import Conditions, draws_random_numbers
+from lumina2_trainer.trainer_core.lumina2.kept_results import attention_kernels
 from lumina2_trainer.trainer_core.lumina2.recompute import RecomputeBlocks
 from lumina2_trainer.trainer_core.lumina2.transformer import (
     BlockRunner,
@@ -16,6 +18,8 @@ from lumina2_trainer.trainer_core.lumina2.transformer import (
     keep_activations,
 )
 from torch import Tensor, nn
+from torch._ops import OpOverload
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from .simulated_gpu import simulate_step
 from .tiny_models import CPU, random_samples, run_packed, tiny_transformer
@@ -23,6 +27,18 @@ from .tiny_models import CPU, random_samples, run_packed, tiny_transformer
 SAMPLES = random_samples([(5, 6, 10), (1, 4, 4), (11, 8, 6), (299, 2, 14)])
 STREAM = (4096 + 120) * 2304 * 2
 """Bytes of the residual stream of one sample of 1024 x 1024 in bf16."""
+
+
+class CountCalls(TorchDispatchMode):
+    """Counts what is computed by some operators."""
+
+    def __init__(self, operators: list[OpOverload]) -> None:
+        super().__init__()
+        self.operators, self.num_calls = operators, 0
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.num_calls += func in self.operators
+        return func(*args, **(kwargs or {}))
 
 
 def gradients(transformer: Lumina2Transformer, run_block: BlockRunner) -> dict[str, Tensor]:
@@ -54,6 +70,26 @@ def test_recomputed_blocks_give_the_same_gradients(num_recomputed: int, feed_sli
     assert len(expected) == len(list(transformer.parameters()))
     tolerance = 0 if feed_slice is None else 1e-5
     torch.testing.assert_close(actual, expected, rtol=tolerance, atol=tolerance)
+
+
+@pytest.mark.parametrize(("num_recomputed", "num_keeping"), [(3, 2), (7, 7), (7, 4)])
+@pytest.mark.parametrize("targets", ["attention", "attention_mlp_modulation"])
+def test_kept_results_give_the_same_gradients(targets: str, num_recomputed: int, num_keeping: int) -> None:
+    transformer = adapted(targets)
+    expected = gradients(transformer, keep_activations)
+    actual = gradients(transformer, RecomputeBlocks(num_recomputed=num_recomputed, num_keeping=num_keeping))
+    torch.testing.assert_close(actual, expected, rtol=0, atol=0)
+
+
+def test_attention_whose_result_is_kept_is_computed_once() -> None:
+    transformer = adapted("attention")
+    assert len(transformer.blocks) == 7
+    calls = []
+    for num_keeping in (0, 4, 7):
+        with CountCalls(attention_kernels()) as counter:
+            gradients(transformer, RecomputeBlocks(num_recomputed=7, num_keeping=num_keeping))
+        calls.append(counter.num_calls)
+    assert calls == [14, 10, 7]
 
 
 @pytest.mark.parametrize("targets", ["attention", "attention_mlp", "attention_mlp_modulation", "all_linear"])
@@ -137,6 +173,14 @@ def test_a_recomputed_block_keeps_its_input_alone() -> None:
         simulate_step(Lumina2Config(num_layers=n), run_block=RecomputeBlocks(num_recomputed=100)).kept for n in (1, 3)
     ]
     assert (kept[1] - kept[0]) / (2 * STREAM) == pytest.approx(1, abs=0.01)
+
+
+def test_a_recomputed_block_with_results_keeps_two_streams_more() -> None:
+    kept = [
+        simulate_step(Lumina2Config(num_layers=n), run_block=RecomputeBlocks(num_recomputed=100, num_keeping=100)).kept
+        for n in (1, 3)
+    ]
+    assert (kept[1] - kept[0]) / (2 * STREAM) == pytest.approx(3 + 24 * 4 / 4608, abs=0.01)
 
 
 @pytest.mark.parametrize(("feed_slice", "streams"), [(None, 23.2), (2048, 13.2), (1024, 11.2), (512, 9.9)])

@@ -1,10 +1,30 @@
-"""Finding checkpoints."""
+"""Finding checkpoints, and the state of optimizers in them."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
-from lumina2_trainer.trainer_core.training.checkpoints import list_checkpoints
+import torch
+from lumina2_trainer.trainer_core.training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
+from torch import nn
+
+PARTS = ("exp_avg", "exp_avg_sq", "step")
+
+
+class NestedAdam(torch.optim.Adam):
+    """Tells its state in parts within parts, as bitsandbytes does."""
+
+    def state_dict(self) -> dict[str, Any]:
+        state = super().state_dict()
+        nested = {i: {"kind": {"bits": 8}, "parts": {"of": dict(values)}} for i, values in state["state"].items()}
+        return {**state, "state": nested}
+
+    def load_state_dict(self, state_dict: Mapping[str, Any]) -> None:
+        assert all(values["kind"] == {"bits": 8} for values in state_dict["state"].values())
+        flat = {i: values["parts"]["of"] for i, values in state_dict["state"].items()}
+        super().load_state_dict({**state_dict, "state": flat})
 
 
 def test_checkpoints_are_ordered_by_number_beyond_a_million(tmp_path: Path) -> None:
@@ -12,3 +32,20 @@ def test_checkpoints_are_ordered_by_number_beyond_a_million(tmp_path: Path) -> N
         (tmp_path / f"step-{step:06d}").mkdir()
         (tmp_path / f"step-{step:06d}" / "training_state.json").write_text("{}")
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-999750", "step-1000000", "step-1000250"]
+
+
+def test_nested_state_of_an_optimizer_comes_back_as_it_was(tmp_path: Path) -> None:
+    torch.manual_seed(0)
+    trained, other = nn.Linear(3, 2), nn.Linear(3, 2)
+    optimizers = [NestedAdam(layer.parameters(), lr=0.1) for layer in (trained, other)]
+    trained(torch.randn(4, 3)).sum().backward()
+    optimizers[0].step()
+    parameters = dict(trained.named_parameters())
+    save_checkpoint(tmp_path / "step-1", step=1, parameters=parameters, optimizer=optimizers[0], files=[])
+    assert load_checkpoint(tmp_path / "step-1", dict(other.named_parameters()), optimizers[1]) == 1
+    for mine, stored in zip(trained.parameters(), other.parameters(), strict=True):
+        torch.testing.assert_close(stored, mine, rtol=0, atol=0)
+        states = [optimizer.state[p] for optimizer, p in zip(optimizers, (mine, stored), strict=True)]
+        assert set(states[0]) == set(states[1]) == set(PARTS)
+        for part in PARTS:
+            torch.testing.assert_close(states[1][part], states[0][part], rtol=0, atol=0)

@@ -52,6 +52,8 @@ def measure(config: Lumina2Config, targets: str, precision: str = "bf16", state_
     [
         (1024, (120,), Measures()),
         (1024, (120,), Measures(num_recomputed=6)),
+        (1024, (120,), Measures(num_recomputed=6, num_keeping=6)),
+        (1024, (120,), Measures(num_recomputed=6, num_keeping=2)),
         (1024, (120,), Measures(num_recomputed=6, feed_slice=512)),
         (1024, (120,), Measures(num_recomputed=4, feed_slice=1024)),
         (512, (120, 75), Measures(num_recomputed=6, feed_slice=512)),
@@ -61,7 +63,9 @@ def test_prediction_equals_a_simulated_step(
     targets: str, resolution: int, captions: tuple[int, ...], measures: Measures
 ) -> None:
     config = Lumina2Config(num_layers=2)
-    run_block = RecomputeBlocks(num_recomputed=measures.num_recomputed, feed_slice=measures.feed_slice)
+    run_block = RecomputeBlocks(
+        num_recomputed=measures.num_recomputed, feed_slice=measures.feed_slice, num_keeping=measures.num_keeping
+    )
     step = simulate_step(config, run_block=run_block, targets=targets, resolution=resolution, caption_lengths=captions)
     batch = BatchSize(
         caption_tokens=sum(captions), image_tokens=(resolution // 16) ** 2 * len(captions), is_ragged=False
@@ -144,6 +148,10 @@ def test_largest_batch_takes_the_longest_samples_as_often_as_they_may_come() -> 
 
 
 def test_largest_batch_is_filled_up_where_shapes_are() -> None:
+    few = largest_batch([(100, 4096, 1), (52, 4096, 1)], 2, pads=True)
+    assert (few.caption_tokens, few.image_tokens, few.is_ragged) == (2 * 100, 2 * 4096, False)
+    different = largest_batch([(100, 4096, 1), (52, 1024, 1)], 2, pads=True)
+    assert (different.caption_tokens, different.image_tokens, different.is_ragged) == (152, 5120, True)
     lengths = [(100 + i, 4000 + i, 1) for i in range(6)]
     batch = largest_batch(lengths, 2, pads=True)
     assert (batch.caption_tokens, batch.image_tokens) == (2 * 128, 2 * 4096)

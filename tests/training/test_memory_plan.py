@@ -58,9 +58,17 @@ def test_a_large_card_keeps_everything() -> None:
 def test_a_card_of_12_gib_recomputes_some_blocks() -> None:
     chosen = plan(BF16, 11.2)
     assert 0 < chosen.measures.num_recomputed < 15
+    assert chosen.measures.num_keeping == chosen.measures.num_recomputed
     assert (chosen.measures.num_offloaded, chosen.measures.swapped) == (0, ())
     kept = 30 - chosen.measures.num_recomputed
     assert chosen.sentence.startswith(f"memory: 11.2 GiB allowed, keeping {kept} of 30 blocks' activations, ")
+
+
+def test_results_of_attention_and_mlp_are_kept_until_nothing_else_is() -> None:
+    chosen = plan(BF16, 6.6)
+    assert chosen.measures.num_recomputed == 30 and 10 < chosen.measures.num_keeping < 30
+    words = f"computing all activations again, results of attention and MLP kept in {chosen.measures.num_keeping} of 30"
+    assert words in chosen.sentence
 
 
 def test_without_a_way_to_move_mlps_are_sliced() -> None:
@@ -104,6 +112,8 @@ def test_the_runner_does_what_the_plan_says() -> None:
     assert isinstance(plain, RecomputeBlocks) and plain.is_capturable
     assert (plain.num_recomputed, plain.feed_slice) == (4, 512)
     assert isinstance(plain.weights, WeightsOnDevice) and isinstance(plain.inputs, InputsOnDevice)
+    keeping = MemoryPlan(measures=Measures(num_recomputed=4, num_keeping=3), sentence="").make_runner(transformer, CPU)
+    assert isinstance(keeping, RecomputeBlocks) and (keeping.num_recomputed, keeping.num_keeping) == (4, 3)
     measures = Measures(num_recomputed=7, num_offloaded=6, swapped=(2, 4, 6))
     moving = MemoryPlan(measures=measures, sentence="", input_bytes=1000).make_runner(transformer, CPU)
     assert isinstance(moving, RecomputeBlocks) and not moving.is_capturable

@@ -37,6 +37,15 @@ def test_first_shapes_of_a_run_stay_as_they_are(monkeypatch: pytest.MonkeyPatch)
     assert limiter.padded_lengths([10], [4096]) is None
 
 
+def test_samples_of_a_batch_are_filled_up_to_the_longest_from_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "has_padded_attention", lambda *_: True)
+    limiter = ShapeLimiter(Lumina2Config(), torch.device("cpu"), torch.bfloat16)
+    assert limiter.padded_lengths([120, 75], [1024, 1024]) == PaddedLengths(caption=120, image=1024)
+    assert limiter.padded_lengths([75, 121], [1024, 1020]) == PaddedLengths(caption=128, image=1024)
+    assert limiter.padded_lengths([75, 75], [1020, 1020]) is None
+    assert limiter.padded_lengths([20, 20], [4096, 1024]) is None
+
+
 def test_nothing_is_filled_up_without_the_attention_for_it() -> None:
     limiter = ShapeLimiter(Lumina2Config(), torch.device("cpu"), torch.bfloat16)
     assert all(limiter.padded_lengths([length], [4096]) is None for length in range(10, 30))

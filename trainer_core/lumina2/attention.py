@@ -50,7 +50,7 @@ def has_padded_attention(device: torch.device, num_heads: int, num_kv_heads: int
 
 
 @functools.cache
-def _find_varlen_attention() -> Callable[..., Tensor] | None:
+def find_varlen_attention() -> Callable[..., Tensor] | None:
     """PyTorch's attention over packed sequences; None before 2.10, where the padded path serves every device."""
     try:
         from torch.nn.attention.varlen import varlen_attn  # here, because importing it takes 0.1 s
@@ -124,7 +124,7 @@ def attend(query_SHE: Tensor, key_SKE: Tensor, value_SKE: Tensor, segments: Segm
     """
     if segments.padded_index_BN is None:
         return _attend_equal(query_SHE, key_SKE, value_SKE, len(segments.lengths))
-    varlen_attention = _find_varlen_attention() if _has_flash(query_SHE) else None
+    varlen_attention = find_varlen_attention() if _has_flash(query_SHE) else None
     if varlen_attention is not None:
         return varlen_attention(
             query_SHE,

@@ -28,30 +28,48 @@ Layers = tuple[FrozenLayer, FrozenLayer, FrozenLayer]
 """w1, w2 and w3."""
 
 
-def feed_forward(x_SD: Tensor, w1: nn.Module, w2: nn.Module, w3: nn.Module) -> Tensor:
-    """w2(silu(w1 x) * w3 x), [S, D]; the three map D -> F, F -> D and D -> F."""
+def feed_forward(x_SD: Tensor, w1: nn.Module, w2: nn.Module, w3: nn.Module, known_SD: Tensor | None = None) -> Tensor:
+    """w2(silu(w1 x) * w3 x), [S, D]; the three map D -> F, F -> D and D -> F.
+
+    Args:
+        x_SD: [S, D].
+        w1: Linear, or what took its place; so are the others.
+        w2: See above.
+        w3: See above.
+        known_SD: The result, if it has been computed before and only what the backward pass needs is missing. For
+            layers that `uses_known_result`.
+    """
     layers = find_frozen_layer(w1), find_frozen_layer(w2), find_frozen_layer(w3)
     if not is_fused(x_SD) or None in layers:
+        assert known_SD is None, "these layers are computed one by one"
         return apply_linear(w2, swiglu(apply_linear(w1, x_SD), apply_linear(w3, x_SD)))
     device = x_SD.device.type
     dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x_SD.dtype
     factors = [factor for layer in layers if layer for factor in (layer.lora_A_RI, layer.lora_B_OR)]
-    return _FrozenFeedForward.apply(x_SD.to(dtype), layers, *factors)
+    return _FrozenFeedForward.apply(x_SD.to(dtype), known_SD, layers, *factors)
+
+
+def uses_known_result(x_SD: Tensor, w1: nn.Module, w2: nn.Module, w3: nn.Module) -> bool:
+    """Whether `feed_forward` computes less where its result is known."""
+    return is_fused(x_SD) and all(find_frozen_layer(layer) is not None for layer in (w1, w2, w3))
 
 
 class _FrozenFeedForward(torch.autograd.Function):
     """`feed_forward` by triton and the products of `FrozenLayer`."""
 
     @staticmethod
-    def forward(ctx: Any, x_SD: Tensor, layers: Layers, *factors: Tensor | None) -> Tensor:
+    def forward(ctx: Any, x_SD: Tensor, known_SD: Tensor | None, layers: Layers, *factors: Tensor | None) -> Tensor:
         gate_layer, down_layer, up_layer = layers
         dtype = _eight_bit_dtype(x_SD, layers)
         with torch.autocast(x_SD.device.type, enabled=False):
             rows = None if dtype is None else _quantize(x_SD, dtype)
             gate_SF, gate_inner_SR = gate_layer.product(x_SD, rows)
             up_SF, up_inner_SR = up_layer.product(x_SD, rows)
-            hidden_SF, hidden_rows = _activate(gate_SF, up_SF, dtype, keeps_hidden=_has_update(down_layer))
-            out_SD, down_inner_SR = down_layer.product(hidden_SF, hidden_rows)
+            if known_SD is not None and not _has_update(down_layer):
+                out_SD, down_inner_SR = known_SD, None
+            else:
+                hidden_SF, hidden_rows = _activate(gate_SF, up_SF, dtype, keeps_hidden=_has_update(down_layer))
+                out_SD, down_inner_SR = down_layer.product(hidden_SF, hidden_rows, known_SD)
         is_input_read = _has_update(gate_layer) or _has_update(up_layer)
         inner = (gate_inner_SR, up_inner_SR, down_inner_SR)
         ctx.save_for_backward(x_SD if is_input_read else None, gate_SF, up_SF, *inner, *factors)
@@ -82,7 +100,7 @@ class _FrozenFeedForward(torch.autograd.Function):
             grad_x_SD = _input_gradient(gate_layer, up_layer, grad_gate_SF, grad_up_SF, rows)
             grad_x_SD = gate_layer.add_input_gradient(grad_x_SD, grad_gate_inner_SR)
             grad_x_SD = up_layer.add_input_gradient(grad_x_SD, grad_up_inner_SR)
-        return grad_x_SD, None, *gate_grads, *down_grads, *up_grads
+        return grad_x_SD, None, None, *gate_grads, *down_grads, *up_grads
 
 
 def _has_update(layer: FrozenLayer) -> bool:

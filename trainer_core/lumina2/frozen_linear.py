@@ -27,21 +27,31 @@ class FrozenLayer(NamedTuple):
     lora_B_OR: Tensor | None = None
     scaling: float = 1.0
 
-    def product(self, x_SI: Tensor | None, rows: QuantizedRows | None = None) -> tuple[Tensor, Tensor | None]:
+    def product(
+        self, x_SI: Tensor | None, rows: QuantizedRows | None = None, known_SO: Tensor | None = None
+    ) -> tuple[Tensor, Tensor | None]:
         """[S, O], and x A^T [S, R] for the backward pass.
 
         Args:
             x_SI: May be missing if there are rows and no A.
             rows: x quantised, where it has been already.
+            known_SO: The first of the results, if it has been computed before.
         """
+        if known_SO is not None:
+            return known_SO, None if x_SI is None or self.lora_A_RI is None else self.inner(x_SI)
         base_input = x_SI if rows is None else rows
         assert base_input is not None, "nothing to multiply"
         out_SO = frozen_product(self.linear, base_input)
         if self.lora_A_RI is None or self.lora_B_OR is None:
             return out_SO, None
         assert x_SI is not None, "a low-rank update needs the input itself"
-        inner_SR = x_SI @ self.lora_A_RI.to(x_SI.dtype).t()
+        inner_SR = self.inner(x_SI)
         return out_SO.addmm_(inner_SR, self.lora_B_OR.to(x_SI.dtype).t(), alpha=self.scaling), inner_SR
+
+    def inner(self, x_SI: Tensor) -> Tensor:
+        """x A^T, [S, R]."""
+        assert self.lora_A_RI is not None, "there is no update"
+        return x_SI @ self.lora_A_RI.to(x_SI.dtype).t()
 
     def inner_gradient(self, grad_SO: Tensor) -> Tensor | None:
         """Gradient of x A^T without the scaling, [S, R]."""

@@ -1,7 +1,8 @@
 """Running blocks without keeping their activations: each is computed again when the backward pass reaches it.
 
 The second computation goes back stage by stage, and through the MLP a slice of the tokens at a time, so that no
-activation outlives its use and the widest ones exist for one slice only. Nothing is computed more than twice.
+activation outlives its use and the widest ones exist for one slice only. Nothing is computed more than twice, and what
+takes long and is small only once where there is room to keep it.
 
 Shape suffixes: S tokens, D width, B samples, P size of the time embedding.
 """
@@ -19,6 +20,7 @@ from torch import Tensor
 
 from .conditions import Conditions, draws_random_numbers
 from .frozen_linear import apply_linear
+from .kept_results import KeptResults
 from .layout import TokenStream
 from .transformer import Block, Modulation
 
@@ -84,10 +86,16 @@ class RecomputeBlocks:
     feed_slice: int | None = None
     """Most tokens in a slice of a recomputed MLP; None takes all at once. Not for training the MLP's own weights, whose
     gradients would come in parts."""
+    num_keeping: int = 0
+    """Of the recomputed blocks, the last that keep some results beside their input (see `kept_results.py`). They take
+    their MLP at once."""
     weights: BlockWeights = field(default_factory=WeightsOnDevice)
     inputs: BlockInputs = field(default_factory=InputsOnDevice)
     _is_random: MutableMapping[Block, dict[bool, bool]] = field(default_factory=WeakKeyDictionary)
     """By block and its mode, training or not: whether it draws random numbers. Looking takes a millisecond."""
+
+    def __post_init__(self) -> None:
+        assert self.num_keeping == 0 or self.feed_slice is None, "results are kept of the whole sequence"
 
     @property
     def is_capturable(self) -> bool:
@@ -105,7 +113,8 @@ class RecomputeBlocks:
         # Autograd calls backward() only if an input asks for gradients, which those of the first block do not.
         anchor = torch.empty(0, device=x_SD.device, requires_grad=True)
         conditions = Conditions.now(x_SD.device, is_random=self._draws_random_numbers(block))
-        return _RecomputedBlock.apply(anchor, x_SD, time_embed_BP, self, index, block, stream, conditions)
+        kept = KeptResults() if index >= self.num_recomputed - self.num_keeping else None
+        return _RecomputedBlock.apply(anchor, x_SD, time_embed_BP, self, index, block, stream, conditions, kept)
 
     def _draws_random_numbers(self, block: Block) -> bool:
         known = self._is_random.setdefault(block, {})
@@ -128,11 +137,15 @@ class _RecomputedBlock(torch.autograd.Function):
         block: Block,
         stream: TokenStream,
         conditions: Conditions,
+        kept: KeptResults | None,
     ) -> Tensor:
+        ctx.kept = kept
         ctx.stored = runner.inputs.store(index, x_SD)
         ctx.save_for_backward(x_SD if ctx.stored is None else None, time_embed_BP)
         ctx.runner, ctx.index, ctx.block, ctx.stream, ctx.conditions = runner, index, block, stream, conditions
         with runner.weights.present(index, "forward"):
+            if kept is not None:
+                return _forward_keeping(block, x_SD, stream, time_embed_BP, kept)
             return _forward(block, x_SD, stream, time_embed_BP, runner.feed_slice)
 
     @staticmethod
@@ -148,10 +161,11 @@ class _RecomputedBlock(torch.autograd.Function):
             with torch.enable_grad(), ctx.conditions.restored():
                 modulation = block.modulate(time_embed_BP)
                 leaves = [None if m is None else _leaf(m) for m in modulation]
-                _go_back_through(block, x_SD, ctx.stream, leaves, _take_over(grads[0]), runner.feed_slice)
+                _go_back_through(block, x_SD, ctx.stream, leaves, _take_over(grads[0]), runner.feed_slice, ctx.kept)
+            ctx.kept = None
             pairs = zip(modulation, leaves, strict=True)
             _go_back([(m, leaf.grad) for m, leaf in pairs if m is not None and leaf is not None])
-        return None, x_SD.grad, None if time_embed_BP is None else time_embed_BP.grad, None, None, None, None, None
+        return None, x_SD.grad, None if time_embed_BP is None else time_embed_BP.grad, *[None] * 6
 
 
 def _forward(
@@ -167,8 +181,27 @@ def _forward(
     return x_SD
 
 
+def _forward_keeping(
+    block: Block, x_SD: Tensor, stream: TokenStream, time_embed_BP: Tensor | None, kept: KeptResults
+) -> Tensor:
+    """The block's output without a graph, and the results that are kept."""
+    modulation = block.modulate(time_embed_BP)
+    x_SD, h_SD = block.enter(x_SD, stream, modulation)
+    branch_SD = apply_linear(block.attention.out, block.attention.mix(h_SD, stream, kept.attend_first))
+    x_SD, h_SD = block.join(x_SD, branch_SD, stream, modulation)
+    fed_SD = block.feed_forward(h_SD)
+    kept.fed_SD = fed_SD if block.feed_forward.uses_known_result(h_SD) else None
+    return block.add_fed(x_SD, fed_SD, stream.sample_index, modulation)
+
+
 def _go_back_through(
-    block: Block, x_SD: Tensor, stream: TokenStream, modulation: Modulation, grad_SD: Tensor, feed_slice: int | None
+    block: Block,
+    x_SD: Tensor,
+    stream: TokenStream,
+    modulation: Modulation,
+    grad_SD: Tensor,
+    feed_slice: int | None,
+    kept: KeptResults | None,
 ) -> None:
     """Compute a block again and add the gradients to x_SD, the modulation (leaves all) and the parameters.
 
@@ -177,12 +210,21 @@ def _go_back_through(
     """
     residual_SD, h_SD = block.enter(x_SD, stream, modulation)
     h_leaf = _leaf(h_SD)
-    mixed_SD = block.attention.mix(h_leaf, stream)
+    mixed_SD = block.attention.mix(h_leaf, stream, None if kept is None else kept.attend_again)
     mixed_leaf = _leaf(mixed_SD)
     branch_SD = apply_linear(block.attention.out, mixed_leaf)
     residual_leaf, branch_leaf = _leaf(residual_SD), _leaf(branch_SD)
     mid_SD, fed_SD = block.join(residual_leaf, branch_leaf, stream, modulation)
-    grad_fed_SD = _feed_backward(block, mid_SD.detach(), fed_SD, stream.sample_index, modulation, grad_SD, feed_slice)
+    grad_fed_SD = _feed_backward(
+        block,
+        mid_SD.detach(),
+        fed_SD,
+        stream.sample_index,
+        modulation,
+        grad_SD,
+        feed_slice,
+        None if kept is None else kept.fed_SD,
+    )
     _go_back([(mid_SD, grad_SD), (fed_SD, grad_fed_SD)])  # the MLP is added to mid: their gradients are the same
     del mid_SD, fed_SD, grad_SD, grad_fed_SD
     _go_back([(branch_SD, branch_leaf.grad)])
@@ -224,6 +266,7 @@ def _feed_backward(
     modulation: Modulation,
     grad_SD: Tensor,
     feed_slice: int | None,
+    known_SD: Tensor | None,
 ) -> Tensor | None:
     """Compute the MLP again and go back through it, slice by slice.
 
@@ -231,13 +274,16 @@ def _feed_backward(
         mid_SD: The residual stream before the MLP, not asking for a gradient.
         fed_SD: Input of the MLP; with slices, its memory is given to the gradient.
         grad_SD: Gradient of the block's output.
+        feed_slice: See `RecomputeBlocks`.
+        known_SD: The MLP's result, if it was kept.
 
     Returns:
         Gradient of the MLP's input, if that asks for one.
     """
     if feed_slice is None or feed_slice >= len(mid_SD):
         leaf = _leaf(fed_SD)
-        _go_back([(block.feed(mid_SD, leaf, sample_index_S, modulation), grad_SD)])
+        result_SD = block.feed_forward(leaf, known_SD)
+        _go_back([(block.add_fed(mid_SD, result_SD, sample_index_S, modulation), grad_SD)])
         return leaf.grad
     fed = fed_SD.detach()
     for rows in slices(len(mid_SD), feed_slice):

@@ -17,8 +17,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import attend
-from .feed_forward import feed_forward
+from .attention import Segments, attend
+from .feed_forward import feed_forward, uses_known_result
 from .frozen_linear import apply_linear
 from .joint_tokens import join_tokens
 from .layout import TokenLayout, TokenStream
@@ -62,6 +62,10 @@ class Lumina2Config:
         return self.hidden_size, self.num_kv_heads * self.head_size, self.num_kv_heads * self.head_size
 
 
+Attend = Callable[[Tensor, Tensor, Tensor, Segments], Tensor]
+"""As `attend`."""
+
+
 class RMSNorm(nn.Module):
     """Root-mean-square norm over the last dimension, computed in float32."""
 
@@ -88,8 +92,8 @@ class Attention(nn.Module):
     def forward(self, x_SD: Tensor, stream: TokenStream) -> Tensor:
         return apply_linear(self.out, self.mix(x_SD, stream))
 
-    def mix(self, x_SD: Tensor, stream: TokenStream) -> Tensor:
-        """All but the last product."""
+    def mix(self, x_SD: Tensor, stream: TokenStream, attend_by: Attend | None = None) -> Tensor:
+        """All but the last product; `attend_by` takes the place of `attend`."""
         query, key, value = normalise_and_rotate(
             apply_linear(self.qkv, x_SD),
             self.q_norm.weight,
@@ -100,7 +104,7 @@ class Attention(nn.Module):
             eps=self.q_norm.eps,
             is_padding_S=stream.segments.is_padding_S,
         )
-        return attend(query, key, value, stream.segments).flatten(1)
+        return (attend_by or attend)(query, key, value, stream.segments).flatten(1)
 
 
 class FeedForward(nn.Module):
@@ -112,8 +116,12 @@ class FeedForward(nn.Module):
         self.w2 = nn.Linear(config.mlp_size, config.hidden_size, bias=False)
         self.w3 = nn.Linear(config.hidden_size, config.mlp_size, bias=False)
 
-    def forward(self, x_SD: Tensor) -> Tensor:
-        return feed_forward(x_SD, self.w1, self.w2, self.w3)
+    def forward(self, x_SD: Tensor, known_SD: Tensor | None = None) -> Tensor:
+        return feed_forward(x_SD, self.w1, self.w2, self.w3, known_SD)
+
+    def uses_known_result(self, x_SD: Tensor) -> bool:
+        """Whether a second pass over x_SD computes less if it is given the result of the first."""
+        return uses_known_result(x_SD, self.w1, self.w2, self.w3)
 
 
 Modulation = Sequence["Tensor | None"]
@@ -180,9 +188,13 @@ class Block(nn.Module):
 
     def feed(self, x_SD: Tensor, h_SD: Tensor, sample_index_S: Tensor, modulation: Modulation) -> Tensor:
         """The MLP, which may be given any part of the tokens; what it adds to x_SD does not depend on x_SD."""
+        return self.add_fed(x_SD, self.feed_forward(h_SD), sample_index_S, modulation)
+
+    def add_fed(self, x_SD: Tensor, fed_SD: Tensor, sample_index_S: Tensor, modulation: Modulation) -> Tensor:
+        """The residual stream with the MLP's result added."""
         return residual_norm(
             x_SD,
-            branch_SD=self.feed_forward(h_SD),
+            branch_SD=fed_SD,
             branch_weight_D=self.ffn_norm2.weight,
             gate_BD=modulation[3],
             sample_index_S=sample_index_S,

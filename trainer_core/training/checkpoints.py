@@ -6,8 +6,11 @@ and step (data/batches.py), so the step is all that has to be stored of them.
 
 from __future__ import annotations
 
+import copy
+import functools
 import json
 import logging
+import operator
 import os
 import shutil
 import uuid
@@ -74,9 +77,9 @@ def save_checkpoint(
     plain: dict[str, dict[str, Any]] = {}
     for name, index in _parameter_indices(parameters, optimizer).items():
         values = state["state"].get(index, {})
-        tensors.update({f"{OPTIMIZER}{name}/{k}": v for k, v in values.items() if isinstance(v, Tensor)})
+        tensors.update({f"{OPTIMIZER}{name}/{kind}": value for kind, value in _tensors_within(values)})
         if values:
-            plain[name] = {k: v for k, v in values.items() if not isinstance(v, Tensor)}
+            plain[name] = _without_tensors(values)
     groups = [{k: v for k, v in group.items() if k != "params"} for group in state["param_groups"]]
     for number, group in enumerate(groups):
         tensors.update({f"{GROUP}{number}/{k}": v for k, v in group.items() if isinstance(v, Tensor)})
@@ -91,6 +94,24 @@ def save_checkpoint(
         os.rename(temporary, folder)
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _tensors_within(values: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Tensor]]:
+    """The tensors of a parameter's state, whose parts may be states themselves (bitsandbytes); paths have slashes."""
+    for key, value in values.items():
+        if isinstance(value, Tensor):
+            yield f"{prefix}{key}", value
+        elif isinstance(value, Mapping):
+            yield from _tensors_within(value, f"{prefix}{key}/")
+
+
+def _without_tensors(values: Mapping[str, Any]) -> dict[str, Any]:
+    """The rest of such a state."""
+    return {
+        key: _without_tensors(value) if isinstance(value, Mapping) else value
+        for key, value in values.items()
+        if not isinstance(value, Tensor)
+    }
 
 
 def _write_files(folder: Path, files: Sequence[WeightsFile], parameters: Mapping[str, nn.Parameter]) -> str | None:
@@ -191,14 +212,17 @@ class _StoredStates(Mapping[int, dict[str, Any]]):
         self._keys: dict[str, list[str]] = {}
         for key in file.keys():  # noqa: SIM118 (not a mapping)
             if key.startswith(OPTIMIZER):
-                name, _, kind = key.removeprefix(OPTIMIZER).rpartition("/")
+                name, _, kind = key.removeprefix(OPTIMIZER).partition("/")
                 self._keys.setdefault(name, []).append(kind)
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         name = self._names[index]
-        kinds = self._keys.get(name, [])
-        tensors = {kind: self._file.get_tensor(f"{OPTIMIZER}{name}/{kind}").clone() for kind in kinds}
-        return {**tensors, **self._plain.get(name, {})}
+        values: dict[str, Any] = copy.deepcopy(dict(self._plain.get(name, {})))
+        for kind in self._keys.get(name, []):
+            *path, key = kind.split("/")
+            part = functools.reduce(operator.getitem, path, values)
+            part[key] = self._file.get_tensor(f"{OPTIMIZER}{name}/{kind}").clone()
+        return values
 
     def __iter__(self) -> Iterator[int]:
         return (i for i, name in enumerate(self._names) if name in self._keys or name in self._plain)

@@ -28,6 +28,7 @@ class Measures:
 
     num_recomputed: int = 0
     feed_slice: int | None = None
+    num_keeping: int = 0
     num_offloaded: int = 0
     """Of the first blocks, the inputs are kept in host memory."""
     swapped: tuple[int, ...] = ()
@@ -96,16 +97,23 @@ class StepEstimate:
         """Bytes that a block keeps between the passes."""
         D, X, R, F = self._sizes
         tokens = self._tokens(index)
-        if index < measures.num_offloaded:
-            return 0
         if index < measures.num_recomputed:
-            return D * tokens
+            inputs = 0 if index < measures.num_offloaded else D
+            attention, feed = self._kept_results(index, measures)
+            return tokens * (inputs + attention + feed)
         adapted = self.model.blocks[index].adapted
         attention = X + R + 2 * D + self._repeated + self.model.config.num_attention_heads * 4
         attention += D if "attention.qkv" in adapted else 0
         feed = 2 * F + D + (D if adapted & {"feed_forward.w1", "feed_forward.w3"} else 0)
         feed += F if "feed_forward.w2" in adapted and self._is_plain_feed else 0
         return tokens * (attention + feed + 2 * D + self._dropout_bytes(adapted))
+
+    def _kept_results(self, index: int, measures: Measures) -> tuple[int, int]:
+        """Bytes of a token that a recomputed block keeps of its attention, with the softmax's sums, and of its MLP."""
+        if index < measures.num_recomputed - measures.num_keeping:
+            return 0, 0
+        D = self._sizes[0]
+        return D + 4 * self.model.config.num_attention_heads, 0 if self._is_plain_feed else D
 
     @property
     def _is_plain_feed(self) -> bool:
@@ -129,8 +137,9 @@ class StepEstimate:
             return tokens * max(F + D + 3 * norms, 2 * X) + self._quantized(tokens)
         dropout = self._dropout_bytes(block.adapted) * tokens
         rows = self._largest_slice(tokens, measures.feed_slice)
-        inside = X + R + 2 * D + self._repeated  # qkv, queries and keys, attention's input and output
-        feed = (inside + 4 * D + 2 * norms) * tokens + (3 * F + 3 * D) * rows + self._quantized(rows)
+        attention_kept, feed_kept = self._kept_results(index, measures)
+        inside = X + R + 2 * D + self._repeated - attention_kept  # qkv, queries and keys, attention's input and output
+        feed = (inside + 4 * D + 2 * norms) * tokens + (3 * F + 3 * D - feed_kept) * rows + self._quantized(rows)
         if self._is_plain_feed:
             feed += 2 * F * rows
         join = (inside + 5 * D + 6 * norms) * tokens

@@ -152,13 +152,20 @@ def _measure_block(block: Block, matrix_bytes: int) -> BlockSize:
     )
 
 
+def _may_differ_much(lengths: Sequence[tuple[int, int, int]], batch_size: int) -> bool:
+    """Whether samples of a batch can be too different to be filled up."""
+    captions, images = [caption for caption, _, _ in lengths], [image for _, image, _ in lengths]
+    worst = [[max(sizes), *[min(sizes)] * (batch_size - 1)] for sizes in (captions, images)]
+    return choose_padding(*worst) is None
+
+
 def largest_batch(lengths: Sequence[tuple[int, int, int]], batch_size: int, *, pads: bool) -> BatchSize:
     """The batch with the most tokens that a stream of samples may bring.
 
     Args:
         lengths: Caption tokens, image tokens and repeats of each sample.
         batch_size: Samples of a batch. A sample may come as often as its repeats, and again in the next pass.
-        pads: Batches of many sizes are filled up to a few, see `choose_padding`.
+        pads: Batches of many sizes are filled up to a few, and samples of a batch to one, see `choose_padding`.
     """
     ordered = sorted(lengths, key=lambda sample: sample[0] + sample[1], reverse=True)
     chosen: list[tuple[int, int]] = []
@@ -168,9 +175,9 @@ def largest_batch(lengths: Sequence[tuple[int, int, int]], batch_size: int, *, p
         chosen += chosen[: batch_size - len(chosen)]
     totals = {caption + image for caption, image, _ in lengths}
     captions, images = [caption for caption, _ in chosen], [image for _, image in chosen]
-    padded = choose_padding(captions, images) if pads and len(totals) > MAX_EXACT_SHAPES else None
+    padded = choose_padding(captions, images, has_few_shapes=len(totals) <= MAX_EXACT_SHAPES) if pads else None
     return BatchSize(
         caption_tokens=sum(captions) if padded is None else batch_size * padded.caption,
         image_tokens=sum(images) if padded is None else batch_size * padded.image,
-        is_ragged=batch_size > 1 and len(totals) > 1,
+        is_ragged=batch_size > 1 and len(totals) > 1 and (not pads or _may_differ_much(lengths, batch_size)),
     )
