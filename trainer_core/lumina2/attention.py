@@ -1,6 +1,7 @@
 """Attention over packed sequences: every sample attends to its own tokens only.
 
-Padding, where a layout has any, is told to attention by features: a query gets a one, a key of padding a large
+FlashAttention 4, where it is installed, is told where the tokens of each sample start and its padding. Elsewhere
+padding, where a layout has any, is told to attention by features: a query gets a one, a key of padding a large
 negative number, and its weight in the softmax is exactly zero. cuDNN's attention, the fastest on Hopper, takes no mask
 in PyTorch 2.11, but heads of queries and keys that are longer than those of values: 4% of its time.
 
@@ -18,6 +19,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from .flash_attention import flash_attention, has_flash_attention
+
 PADDING_FEATURES = 8
 """Added to the heads of queries and keys; the first marks padding, the others keep memory aligned."""
 PADDING_LOGIT = -30000.0
@@ -26,7 +29,8 @@ PADDING_LOGIT = -30000.0
 
 @functools.cache
 def has_padded_attention(device: torch.device, num_heads: int, num_kv_heads: int, head_size: int) -> bool:
-    """Whether attention over bfloat16 heads with padding features is as fast as without them: cuDNN on Hopper or newer.
+    """Whether attention over bfloat16 heads is as fast with padding as without: FlashAttention 4, or cuDNN on Hopper or
+    newer.
 
     Args:
         device: Of the network.
@@ -36,6 +40,8 @@ def has_padded_attention(device: torch.device, num_heads: int, num_kv_heads: int
     """
     if device.type != "cuda" or torch.version.cuda is None or torch.cuda.get_device_capability(device) < (9, 0):
         return False
+    if has_flash_attention(device):
+        return True
     from torch.backends.cuda import SDPAParams, can_use_cudnn_attention
 
     query, key, value = (
@@ -66,7 +72,7 @@ class Segments:
     lengths: tuple[int, ...]
     """Tokens of each sample."""
     offsets: Tensor
-    """[B + 1] int32, where each sample starts; the last is S."""
+    """[B + 1] int32, where each sample starts; the last is S. With padding [2 B + 1], where its padding starts too."""
     padded_index_BN: Tensor | None
     """[B, N] int64, packed position of each padded position (0 for padding); None if all lengths are equal."""
     packed_index_S: Tensor | None
@@ -83,11 +89,16 @@ class Segments:
         Args:
             lengths: Tokens of each sample, with its padding.
             device: Where the indices are put.
-            is_padding_S: Of samples filled up to one length, see `is_padding_S` above.
+            is_padding_S: Of samples filled up to one length, see `is_padding_S` above; at the end of each.
         """
         longest = max(lengths)
         starts = [sum(lengths[:i]) for i in range(len(lengths) + 1)]
-        offsets = torch.tensor(starts, dtype=torch.int32).to(device, non_blocking=True)
+        offsets = torch.tensor(starts, dtype=torch.int32)
+        if is_padding_S is not None:
+            num_tokens_B = torch.stack([(~is_padding).sum() for is_padding in is_padding_S.split(lengths)])
+            ends_B = offsets[:-1] + num_tokens_B.int()
+            offsets = torch.cat([torch.stack([offsets[:-1], ends_B], 1).flatten(), offsets[-1:]])
+        offsets = offsets.to(device, non_blocking=True)
         if min(lengths) == longest:
             return cls(
                 lengths=lengths,
@@ -110,11 +121,20 @@ class Segments:
         )
 
 
+def padding_to_mark(segments: Segments, x_SD: Tensor) -> Tensor | None:
+    """[S] bool, which queries and keys made of x_SD `attend` wants marked by features; None if none."""
+    return None if _is_flash(x_SD) else segments.is_padding_S
+
+
+def _is_flash(x: Tensor) -> bool:
+    return x.dtype is torch.bfloat16 and has_flash_attention(x.device)
+
+
 def attend(query_SHE: Tensor, key_SKE: Tensor, value_SKE: Tensor, segments: Segments) -> Tensor:
     """Scaled dot-product attention within each sample.
 
     Args:
-        query_SHE: [S, H, E], or longer by PADDING_FEATURES where there is padding.
+        query_SHE: [S, H, E], or longer by PADDING_FEATURES where `padding_to_mark`.
         key_SKE: [S, K, E], K divides H (grouped-query attention); longer as the queries are.
         value_SKE: [S, K, E].
         segments: Which tokens belong together.
@@ -122,6 +142,8 @@ def attend(query_SHE: Tensor, key_SKE: Tensor, value_SKE: Tensor, segments: Segm
     Returns:
         [S, H, E], dtype of the query.
     """
+    if _is_flash(query_SHE):
+        return flash_attention(query_SHE, key_SKE, value_SKE, segments.offsets, max(segments.lengths))
     if segments.padded_index_BN is None:
         return _attend_equal(query_SHE, key_SKE, value_SKE, len(segments.lengths))
     varlen_attention = find_varlen_attention() if _has_flash(query_SHE) else None

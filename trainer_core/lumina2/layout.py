@@ -6,6 +6,7 @@ Shape suffixes: S caption and image tokens of all samples, L caption tokens, T i
 from __future__ import annotations
 
 import functools
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -96,13 +97,8 @@ class TokenLayout:
         caption_fill, image_fill = (None, None) if padded is None else (padded.caption, padded.image)
         captions = [_Positions.filled(caption, caption_fill) for caption, _ in parts]
         images = [_Positions.filled(image, image_fill) for _, image in parts]
-        joint = [caption.followed_by(image) for caption, image in zip(captions, images, strict=True)]
-        is_caption_S = torch.cat(
-            [
-                torch.arange(len(both.position)) < len(caption.position)
-                for caption, both in zip(captions, joint, strict=True)
-            ]
-        )
+        joint, is_caption = zip(*[_join(*pair) for pair in zip(captions, images, strict=True)], strict=True)
+        is_caption_S = torch.cat(is_caption)
         return cls(
             caption=_stream(captions, axes_dims, device, is_padded=padded is not None),
             image=_stream(images, axes_dims, device, is_padded=padded is not None),
@@ -130,11 +126,13 @@ class _Positions:
         is_padding[len(position) :] = True
         return cls(position=F.pad(position, (0, 0, 0, missing)), is_padding=is_padding)
 
-    def followed_by(self, other: _Positions) -> _Positions:
-        return _Positions(
-            position=torch.cat([self.position, other.position]),
-            is_padding=torch.cat([self.is_padding, other.is_padding]),
-        )
+
+def _join(caption: _Positions, image: _Positions) -> tuple[_Positions, Tensor]:
+    """Both behind one another with their padding at the end, and which tokens are the caption's."""
+    is_padding = torch.cat([caption.is_padding, image.is_padding])
+    order = is_padding.int().argsort(stable=True)
+    position = torch.cat([caption.position, image.position])
+    return _Positions(position=position[order], is_padding=is_padding[order]), order < len(caption.position)
 
 
 def _caption_positions(length: int) -> Tensor:
@@ -152,7 +150,7 @@ def _image_positions(caption_length: int, rows: int, columns: int) -> Tensor:
 
 
 def _stream(
-    samples: list[_Positions], axes_dims: tuple[int, ...], device: torch.device, *, is_padded: bool
+    samples: Sequence[_Positions], axes_dims: tuple[int, ...], device: torch.device, *, is_padded: bool
 ) -> TokenStream:
     lengths = tuple(len(sample.position) for sample in samples)
     is_padding_S = torch.cat([sample.is_padding for sample in samples])

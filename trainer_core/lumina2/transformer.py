@@ -17,7 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .attention import Segments, attend
+from .attention import Segments, attend, padding_to_mark
 from .feed_forward import feed_forward, uses_known_result
 from .frozen_linear import apply_linear
 from .joint_tokens import join_tokens
@@ -94,15 +94,16 @@ class Attention(nn.Module):
 
     def mix(self, x_SD: Tensor, stream: TokenStream, attend_by: Attend | None = None) -> Tensor:
         """All but the last product; `attend_by` takes the place of `attend`."""
+        qkv_SX = apply_linear(self.qkv, x_SD)
         query, key, value = normalise_and_rotate(
-            apply_linear(self.qkv, x_SD),
+            qkv_SX,
             self.q_norm.weight,
             self.k_norm.weight,
             stream.rotary.cos,
             stream.rotary.sin,
             num_kv_heads=self.num_kv_heads,
             eps=self.q_norm.eps,
-            is_padding_S=stream.segments.is_padding_S,
+            is_padding_S=padding_to_mark(stream.segments, qkv_SX),
         )
         return (attend_by or attend)(query, key, value, stream.segments).flatten(1)
 

@@ -1,0 +1,41 @@
+"""FlashAttention 4 on a Hopper GPU, against PyTorch's attention."""
+
+from __future__ import annotations
+
+import importlib.util
+
+import pytest
+import torch
+from lumina2_trainer.trainer_core.lumina2 import attention
+from lumina2_trainer.trainer_core.lumina2.flash_attention import has_flash_attention
+from lumina2_trainer.trainer_core.lumina2.layout import PaddedLengths
+from lumina2_trainer.trainer_core.lumina2.recompute import RecomputeBlocks
+
+from ..lumina2.test_flash_attention import SAMPLES, run
+from ..lumina2.tiny_models import relative_error, tiny_transformer
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine"),
+    pytest.mark.skipif(importlib.util.find_spec("flash_attn") is None, reason="flash-attn-4 is not installed"),
+]
+
+
+@pytest.mark.parametrize("is_recomputed", [False, True])
+@pytest.mark.parametrize("padded", [None, PaddedLengths(caption=16, image=32)], ids=["ragged", "padded"])
+def test_gradients_are_those_of_pytorchs_attention(
+    monkeypatch: pytest.MonkeyPatch, padded: PaddedLengths | None, is_recomputed: bool
+) -> None:
+    device = torch.device("cuda")
+    assert has_flash_attention(device), "installed, but not used"
+    transformer = tiny_transformer().bfloat16().to(device)
+    latents, prompts, timesteps = SAMPLES
+    samples = [x.to(device) for x in latents], [x.to(device) for x in prompts], timesteps.to(device)
+    with monkeypatch.context() as patch:
+        patch.setattr(attention, "has_flash_attention", lambda _: False)
+        expected = run(transformer, None, samples=samples)
+    if is_recomputed:
+        transformer.run_block = RecomputeBlocks(num_recomputed=100, num_keeping=100)
+    actual = run(transformer, padded, samples=samples)
+    torch.testing.assert_close(actual[0], expected[0], rtol=1e-2, atol=0)
+    errors = [relative_error(x, y) for x, y in zip(actual[1:], expected[1:], strict=True) if y.any()]
+    assert sorted(errors)[len(errors) // 2] < 0.03 and max(errors) < 0.15
