@@ -14,3 +14,11 @@ def test_requirements_equal_the_projects_dependencies() -> None:
     block = re.search(r"^dependencies = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE)
     assert block is not None
     assert listed == re.findall(r'"([^"]+)"', block[1])
+
+
+def test_every_package_is_in_the_wheel() -> None:
+    block = re.search(r"^packages = \[\n(.*?)^\]", (ROOT / "pyproject.toml").read_text(), re.DOTALL | re.MULTILINE)
+    assert block is not None
+    folders = {path.parent for top in ("nodes", "trainer_core") for path in (ROOT / top).rglob("*.py")}
+    names = {".".join(("lumina2_trainer", *folder.relative_to(ROOT).parts)) for folder in folders}
+    assert set(re.findall(r'"([^"]+)"', block[1])) == names | {"lumina2_trainer"}

@@ -100,6 +100,8 @@ def test_what_is_forbidden_is_not_done() -> None:
     with pytest.raises(TrainerError, match="turn gradient_checkpointing on"):
         plan(BF16, 8, recompute=False)
     assert plan(BF16, 8, slice_feed=False).measures.feed_slice is None
+    assert plan(BF16, 8).measures.num_keeping > 0
+    assert plan(BF16, 8, keep_results=False).measures.num_keeping == 0
     assert plan(BF16, 6, move=False, slice_feed=False).measures.num_offloaded == 0
     with pytest.raises(TrainerError, match="at least 5"):
         plan(BF16, 5, move=False)

@@ -41,6 +41,7 @@ def has_flash_attention(device: torch.device) -> bool:
     except Exception as error:  # whatever a package that is not part of this one may do wrong
         logger.warning("flash-attn-4 cannot be imported and is not used: %s", error)
         return False
+    logger.info("Attention is FlashAttention 4's; its kernels are compiled once, in about 20 s")
     try:
         error = _trial_error(device)
     except Exception as failure:

@@ -1,7 +1,9 @@
 """What a recomputed block may keep beside its input: the results that take long and are small.
 
-Attention's result, with the sums of its softmax, is a third of a block's forward pass, and that of SwiGLU and w2 a
-fifth; each is as large as the block's input, where all that a block computes is fourteen times that.
+Attention, with the sums of its softmax, is a quarter of a block's forward pass, and SwiGLU with w2 a fifth; the result of
+each is as large as the block's input, and all that a block computes is fourteen times that. At 1024 x 1024 (H100), 1 GiB
+for the results of all blocks takes a recomputed step from 0.156 to 0.138 s; 1 GiB for a few blocks' activations saves
+0.005 s.
 
 Shape suffixes: S tokens, D width, H query heads, K key/value heads, E head size.
 """

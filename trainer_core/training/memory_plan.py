@@ -21,7 +21,7 @@ FEED_SLICES: dict[int | None, float] = {None: 0.0, 2048: 1.0, 1024: 1.5, 512: 3.
 """Time lost by slices of the MLP of this many tokens, in forward passes of a block. A slow GPU loses less, but on a
 fast one Python cannot start so many small kernels in time: 0.45 s a step where swapping takes 0.19 (H100, fp8)."""
 KEPT_TIME = 0.4
-"""Saved by a recomputed block that keeps results of its attention and MLP, in the same unit."""
+"""Saved by a recomputed block that keeps results of its attention and MLP, in the same unit: 0.43 to 0.5 on an H100."""
 OFFLOAD_TIME = 0.1
 """Of a block's input that goes to host memory and comes back, in the same unit. Copies run beside the computation, so
 this is less than their duration."""
@@ -47,6 +47,8 @@ class Freedom:
     recompute: bool = True
     slice_feed: bool = True
     """Not for training the model's own weights, see `RecomputeBlocks.feed_slice`."""
+    keep_results: bool = True
+    """The device's attention is one of those whose results can be kept, see `kept_results.py`."""
     move: bool = True
     """There is a GPU, whose memory is not the computer's."""
 
@@ -125,10 +127,11 @@ def _candidates(estimate: StepEstimate, freedom: Freedom) -> Iterator[Measures]:
     if not freedom.recompute:
         return
     num_blocks = len(estimate.model.blocks)
-    for count in range(1, num_blocks + 1):
-        yield Measures(num_recomputed=count, num_keeping=count)
-    for count in range(num_blocks - 1, 0, -1):
-        yield Measures(num_recomputed=num_blocks, num_keeping=count)
+    if freedom.keep_results:
+        for count in range(1, num_blocks + 1):
+            yield Measures(num_recomputed=count, num_keeping=count)
+        for count in range(num_blocks - 1, 0, -1):
+            yield Measures(num_recomputed=num_blocks, num_keeping=count)
     for feed_slice in FEED_SLICES if freedom.slice_feed else [None]:
         for count in range(1, num_blocks + 1):
             yield Measures(num_recomputed=count, feed_slice=feed_slice)
