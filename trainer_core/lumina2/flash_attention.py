@@ -43,12 +43,12 @@ def has_flash_attention(device: torch.device) -> bool:
         return False
     logger.info("Attention is FlashAttention 4's; its kernels are compiled once, in about 20 s")
     try:
-        error = _trial_error(device)
+        distance = _trial_error(device)
     except Exception as failure:
         logger.warning("flash-attn-4 fails in a trial and is not used: %s", failure)
         return False
-    if not error <= MAX_TRIAL_ERROR:
-        logger.warning("flash-attn-4 computes other numbers in a trial (%.3f) and is not used", error)
+    if not distance <= MAX_TRIAL_ERROR:
+        logger.warning("flash-attn-4 computes other numbers in a trial (%.3f) and is not used", distance)
         return False
     return True
 
@@ -128,9 +128,12 @@ def _trial_error(device: torch.device) -> float:
     offsets = torch.tensor([0, border, tokens], dtype=torch.int32, device=device)
     results = []
     for dtype in (torch.bfloat16, torch.float32):
-        leaves = [x.to(dtype).requires_grad_() for x in inputs]
+        query, key, value = leaves = [x.to(dtype).requires_grad_() for x in inputs]
         with torch.enable_grad():
-            out = flash_attention(*leaves, offsets, tokens) if dtype is torch.bfloat16 else _reference(*leaves, border)
+            if dtype is torch.bfloat16:
+                out = flash_attention(query, key, value, offsets, tokens)
+            else:
+                out = _reference(query, key, value, border)
             results.append([out, *torch.autograd.grad((out.float() * target).sum(), leaves)])
     errors = [((x.float() - y).norm() / y.norm()).item() for x, y in zip(*results, strict=True)]
     return max(errors)
@@ -139,8 +142,8 @@ def _trial_error(device: torch.device) -> float:
 def _reference(query: Tensor, key: Tensor, value: Tensor, border: int) -> Tensor:
     parts = []
     for rows in (slice(None, border), slice(border, None)):
-        heads_first = [x[rows].transpose(0, 1)[None] for x in (query, key, value)]  # [S, H, E] -> [1, H, S, E]
-        parts.append(F.scaled_dot_product_attention(*heads_first, enable_gqa=True)[0].transpose(0, 1))
+        q, k, v = (x[rows].transpose(0, 1)[None] for x in (query, key, value))  # [S, H, E] -> [1, H, S, E]
+        parts.append(F.scaled_dot_product_attention(q, k, v, enable_gqa=True)[0].transpose(0, 1))
     return torch.cat(parts)
 
 

@@ -1,9 +1,9 @@
 """What a recomputed block may keep beside its input: the results that take long and are small.
 
-Attention, with the sums of its softmax, is a quarter of a block's forward pass, and SwiGLU with w2 a fifth; the result of
-each is as large as the block's input, and all that a block computes is fourteen times that. At 1024 x 1024 (H100), 1 GiB
-for the results of all blocks takes a recomputed step from 0.156 to 0.138 s; 1 GiB for a few blocks' activations saves
-0.005 s.
+Attention, with the sums of its softmax, is a quarter of a block's forward pass, and SwiGLU with w2 a fifth; the result
+of each is as large as the block's input, and all that a block computes is fourteen times that. At 1024 x 1024 (H100),
+1 GiB for the results of all blocks takes a recomputed step from 0.156 to 0.138 s; 1 GiB for a few blocks' activations
+saves 0.005 s.
 
 Shape suffixes: S tokens, D width, H query heads, K key/value heads, E head size.
 """
@@ -49,8 +49,9 @@ class KeptResults:
 
     def attend_first(self, query_SHE: Tensor, key_SKE: Tensor, value_SKE: Tensor, segments: Segments) -> Tensor:
         """`attend` without a graph, but with everything a backward pass will need of it."""
+        query_SHE, key_SKE, value_SKE = (x.detach().requires_grad_() for x in (query_SHE, key_SKE, value_SKE))
         with self._first, torch.enable_grad():
-            out_SHE = attend(*(x.detach().requires_grad_() for x in (query_SHE, key_SKE, value_SKE)), segments)
+            out_SHE = attend(query_SHE, key_SKE, value_SKE, segments)
         return out_SHE.detach()
 
     def attend_again(self, query_SHE: Tensor, key_SKE: Tensor, value_SKE: Tensor, segments: Segments) -> Tensor:

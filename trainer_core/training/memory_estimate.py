@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..lumina2.block_swap import NUM_SLOTS
 from ..lumina2.block_passes import slices
+from ..lumina2.block_swap import NUM_SLOTS
 from .memory_sizes import BatchSize, DeviceFacts, ModelSize
 
 FINAL_BYTES = 16
