@@ -10,8 +10,8 @@ import sentencepiece
 import torch
 from diffusers import AutoencoderKL
 from lumina2_trainer.trainer_core.lumina2.layout import TokenLayout
+from lumina2_trainer.trainer_core.lumina2.patches import patchify, unpatchify
 from lumina2_trainer.trainer_core.lumina2.sampling import SCHEDULES
-from lumina2_trainer.trainer_core.lumina2.transformer import patchify, unpatchify
 from PIL import Image, ImageDraw
 from torch import Tensor
 

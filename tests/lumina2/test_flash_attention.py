@@ -10,8 +10,9 @@ import torch
 import torch.nn.functional as F
 from lumina2_trainer.trainer_core.lumina2 import attention, flash_attention
 from lumina2_trainer.trainer_core.lumina2.layout import PaddedLengths, TokenLayout
+from lumina2_trainer.trainer_core.lumina2.patches import patchify
 from lumina2_trainer.trainer_core.lumina2.recompute import RecomputeBlocks
-from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Transformer, patchify
+from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Transformer
 from torch import Tensor
 
 from .tiny_models import CPU, random_samples, relative_error, tiny_transformer

@@ -12,8 +12,8 @@ from lumina2_trainer.trainer_core.lumina2.objective import (
     loss_by_timestep_bin,
     make_noisy_batch,
 )
+from lumina2_trainer.trainer_core.lumina2.patches import patchify, unpatchify
 from lumina2_trainer.trainer_core.lumina2.timesteps import NoiseSettings
-from lumina2_trainer.trainer_core.lumina2.transformer import patchify, unpatchify
 
 from .tiny_models import TINY, tiny_transformer
 

@@ -12,8 +12,9 @@ from lumina2_trainer.trainer_core.data.batches import SampleStream
 from lumina2_trainer.trainer_core.data.cache import TrainingSample
 from lumina2_trainer.trainer_core.errors import TrainerError
 from lumina2_trainer.trainer_core.lumina2.objective import flow_matching_loss
+from lumina2_trainer.trainer_core.lumina2.patches import patchify
 from lumina2_trainer.trainer_core.lumina2.timesteps import NoiseSettings
-from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config, patchify
+from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config
 from lumina2_trainer.trainer_core.training.batch_builder import BatchBuilder, TrainingBatch
 from lumina2_trainer.trainer_core.training.low_resolution import (
     check_low_resolution,

@@ -9,8 +9,9 @@ import pytest
 import torch
 from lumina2_trainer.trainer_core.data.batches import SampleStream
 from lumina2_trainer.trainer_core.lumina2.objective import flow_matching_loss, make_noisy_batch, predict_velocity
+from lumina2_trainer.trainer_core.lumina2.patches import patchify
 from lumina2_trainer.trainer_core.lumina2.timesteps import NoiseSettings
-from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config, patchify
+from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config
 from lumina2_trainer.trainer_core.training.batch_builder import BatchBuilder, TrainingBatch
 from lumina2_trainer.trainer_core.training.graphs import shape_key
 from lumina2_trainer.trainer_core.training.low_resolution import shrink_latents

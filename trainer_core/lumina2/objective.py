@@ -17,9 +17,10 @@ from torch import Tensor
 
 from .layout import PaddedLengths, TokenLayout
 from .losses import measure_error
+from .patches import patchify
 from .reflexflow import Reflection, reflexflow_loss
 from .timesteps import NoiseSettings
-from .transformer import Lumina2Transformer, patchify
+from .transformer import Lumina2Transformer
 
 DEFAULT_NOISE = NoiseSettings()
 NUM_TIMESTEP_BINS = 20

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 
 from .layout import TokenLayout
+from .patches import patchify, unpatchify
 from .timesteps import apply_shift
-from .transformer import Lumina2Transformer, patchify, unpatchify
+from .transformer import Lumina2Transformer
 
 COMFYUI_TIMESTEPS = 1000
 

@@ -278,32 +278,3 @@ class Lumina2Transformer(nn.Module):
         for index, block in enumerate(cast("Iterable[Block]", blocks), first):
             x_SD = self.run_block(index, block, x_SD, stream, time_embed_BP)
         return x_SD
-
-
-def patchify(latents: Tensor, patch_size: int = 2) -> Tensor:
-    """Cut latents into tokens.
-
-    Args:
-        latents: [channels, height, width]; height and width multiples of `patch_size`.
-
-    Returns:
-        [rows * columns, patch_size * patch_size * channels], each patch laid out (row, column, channel).
-    """
-    channels, height, width = latents.shape
-    rows, columns = height // patch_size, width // patch_size
-    x = latents.reshape(channels, rows, patch_size, columns, patch_size)
-    return x.permute(1, 3, 2, 4, 0).reshape(rows * columns, -1)  # [C, R, p, W, p] -> [R, W, p, p, C]
-
-
-def unpatchify(tokens: Tensor, rows: int, columns: int, patch_size: int = 2) -> Tensor:
-    """The inverse of `patchify`.
-
-    Args:
-        tokens: [rows * columns, patch_size * patch_size * channels].
-
-    Returns:
-        [channels, rows * patch_size, columns * patch_size].
-    """
-    x = tokens.reshape(rows, columns, patch_size, patch_size, -1)
-    x = x.permute(4, 0, 2, 1, 3)  # [R, W, p, p, C] -> [C, R, p, W, p]
-    return x.reshape(-1, rows * patch_size, columns * patch_size)
