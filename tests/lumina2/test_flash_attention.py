@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
@@ -146,10 +147,20 @@ def test_what_does_not_work_is_not_used(
     assert not flash_attention.has_flash_attention.__wrapped__(GPU)
 
 
-def test_without_the_package_nothing_is_said(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
-    monkeypatch.setattr(flash_attention, "MODULE", "no_such_package.interface")
+@pytest.mark.parametrize("is_installed", [False, True])
+def test_a_missing_package_is_told_from_one_that_misses_another(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, tmp_path: Path, is_installed: bool
+) -> None:
+    package = tmp_path / "broken_flash"
+    package.mkdir()
+    (package / "__init__.py").touch()
+    (package / "interface.py").write_text("import no_such_dependency")
+    monkeypatch.syspath_prepend(tmp_path)
+    name = "broken_flash.interface" if is_installed else "no_such_package.interface"
+    monkeypatch.setattr(flash_attention, "MODULE", name)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     flash_attention._load_kernels.cache_clear()
     assert not flash_attention.has_flash_attention.__wrapped__(GPU)
-    assert not caplog.records
+    assert ("no_such_dependency" in caplog.text) is is_installed
+    assert bool(caplog.records) is is_installed

@@ -36,10 +36,10 @@ def has_flash_attention(device: torch.device) -> bool:
         return False
     try:
         _load_kernels()
-    except ModuleNotFoundError:
-        return False
     except Exception as error:  # whatever a package that is not part of this one may do wrong
-        logger.warning("flash-attn-4 cannot be imported and is not used: %s", error)
+        is_missing = isinstance(error, ModuleNotFoundError) and MODULE.startswith(error.name or "?")
+        if not is_missing:
+            logger.warning("flash-attn-4 cannot be imported and is not used: %s", error)
         return False
     logger.info("Attention is FlashAttention 4's; its kernels are compiled once, in about 20 s")
     try:
