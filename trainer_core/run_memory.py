@@ -48,7 +48,7 @@ def plan_memory(
     freedom = Freedom(
         recompute=job.train.gradient_checkpointing,
         slice_feed=job.adapter is not None,
-        keep_results=device.type != "mps",
+        keep_results=device.type in ("cuda", "cpu"),
         move=device.type == "cuda",
     )
     return choose_plan(estimate, _budget(allowed, device, freedom), freedom)

@@ -75,7 +75,8 @@ def check_panel_outlives(open_page: Callable[..., Frontend], server: HostServer)
     for page in (frontend, tab, elsewhere):
         wait_for(page, lambda state: state["status"] == "stopped")
     for page in (frontend, tab, elsewhere):
-        assert page.errors == []
+        # While the server was down it could not be asked for pictures either.
+        assert [error for error in page.errors if "ERR_CONNECTION_REFUSED" not in error] == []
 
 
 def test_a_late_answer_does_not_bring_back_an_older_state(open_page: Callable[..., Frontend]) -> None:

@@ -14,9 +14,21 @@ from lumina2_trainer.trainer_core.lumina2.recompute import RecomputeBlocks
 from ..lumina2.test_flash_attention import SAMPLES, run
 from ..lumina2.tiny_models import relative_error, tiny_transformer
 
+
+def _is_installed() -> bool:
+    return (
+        importlib.util.find_spec("flash_attn") is not None and importlib.util.find_spec("flash_attn.cute") is not None
+    )
+
+
+def _is_hopper() -> bool:
+    return torch.cuda.is_available() and torch.cuda.get_device_capability()[0] == 9
+
+
 pytestmark = [
     pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine"),
-    pytest.mark.skipif(importlib.util.find_spec("flash_attn") is None, reason="flash-attn-4 is not installed"),
+    pytest.mark.skipif(not _is_installed(), reason="flash-attn-4 is not installed"),
+    pytest.mark.skipif(not _is_hopper(), reason="no Hopper GPU on this machine"),
 ]
 
 

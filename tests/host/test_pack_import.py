@@ -8,12 +8,14 @@ from .checkouts import Host
 
 SCRIPT = Path(__file__).parent / "script_import_cost.py"
 HEAVY = {"diffusers", "transformers", "peft", "accelerate", "sentencepiece"}
-MAX_SECONDS = 0.3
+MAX_SHARE = 0.075
+"""Of the CPU time that the host's own modules take, on the same machine a moment before: seconds depend on the machine.
+Measured: 0.05 to 0.06."""
 
 
-def test_start_gains_less_than_a_third_of_a_second_and_no_heavy_library(host: Host) -> None:
+def test_start_gains_little_and_no_heavy_library(host: Host) -> None:
     measured = host.run(SCRIPT)
     assert not HEAVY & set(measured["modules"])
     # The first run may have written bytecode; the machine may be busy: the better of two counts.
-    seconds = min(measured["seconds"], host.run(SCRIPT)["seconds"])
-    assert seconds < MAX_SECONDS
+    shares = [run["seconds"] / run["host_seconds"] for run in (measured, host.run(SCRIPT))]
+    assert min(shares) < MAX_SHARE

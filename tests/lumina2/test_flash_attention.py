@@ -20,7 +20,6 @@ from .tiny_models import CPU, random_samples, relative_error, tiny_transformer
 
 SAMPLES = random_samples([(5, 6, 10), (9, 8, 8), (2, 6, 10)])
 PADDED = PaddedLengths(caption=12, image=20)
-GPU = torch.device("cuda", 0)
 
 
 class PlainKernels:
@@ -141,10 +140,10 @@ def test_what_does_not_work_is_not_used(
     monkeypatch.setattr(flash_attention, "_trial_error", trial)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    assert flash_attention.has_flash_attention.__wrapped__(GPU) is (words is None)
+    assert flash_attention._passes_trial.__wrapped__(0) is (words is None)
     assert words is None or words in caplog.text
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
-    assert not flash_attention.has_flash_attention.__wrapped__(GPU)
+    assert not flash_attention._passes_trial.__wrapped__(0)
 
 
 @pytest.mark.parametrize("is_installed", [False, True])
@@ -161,6 +160,6 @@ def test_a_missing_package_is_told_from_one_that_misses_another(
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
     flash_attention._load_kernels.cache_clear()
-    assert not flash_attention.has_flash_attention.__wrapped__(GPU)
+    assert not flash_attention._passes_trial.__wrapped__(0)
     assert ("no_such_dependency" in caplog.text) is is_installed
     assert bool(caplog.records) is is_installed

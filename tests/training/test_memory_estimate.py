@@ -75,6 +75,18 @@ def test_prediction_equals_a_simulated_step(
     assert predicted - step.weights == pytest.approx(step.total, rel=0.05)
 
 
+def test_results_of_mlps_without_adapters_count_beside_dropout() -> None:
+    batch = BatchSize(caption_tokens=120, image_tokens=4096, is_ragged=False)
+    kept = {}
+    for targets in ("attention", "attention_mlp"):
+        model = replace(measure(Lumina2Config(), targets), has_dropout=True)
+        estimate = StepEstimate(model, batch, H100)
+        peaks = [estimate.peak(Measures(num_recomputed=30, num_keeping=count)) for count in (0, 30)]
+        kept[targets] = (peaks[1] - peaks[0]) / (4216 * 2304 * 2)
+    assert kept["attention"] == pytest.approx(2 * 26, abs=4)
+    assert kept["attention_mlp"] == pytest.approx(26, abs=4)
+
+
 @pytest.mark.parametrize(
     ("precision", "captions", "resolution", "num_recomputed", "measured"),
     [

@@ -71,7 +71,7 @@ def go_back_through(
         modulation,
         grad_SD,
         feed_slice,
-        None if kept is None else kept.fed_SD,
+        None if kept is None else kept.take_fed(),
     )
     go_back([(mid_SD, grad_SD), (fed_SD, grad_fed_SD)])  # the MLP is added to mid: their gradients are the same
     del mid_SD, fed_SD, grad_SD, grad_fed_SD

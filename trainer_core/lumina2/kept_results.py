@@ -47,6 +47,11 @@ class KeptResults:
         self.fed_SD: Tensor | None = None
         """The MLP's result; None where it is computed again."""
 
+    def take_fed(self) -> Tensor | None:
+        """The MLP's result, which is kept no longer."""
+        fed_SD, self.fed_SD = self.fed_SD, None
+        return fed_SD
+
     def attend_first(self, query_SHE: Tensor, key_SKE: Tensor, value_SKE: Tensor, segments: Segments) -> Tensor:
         """`attend` without a graph, but with everything a backward pass will need of it."""
         query_SHE, key_SKE, value_SKE = (x.detach().requires_grad_() for x in (query_SHE, key_SKE, value_SKE))

@@ -18,6 +18,7 @@ from ..lumina2.block_passes import slices
 from ..lumina2.block_swap import NUM_SLOTS
 from .memory_sizes import BatchSize, DeviceFacts, ModelSize
 
+FEED_LAYERS = {"feed_forward.w1", "feed_forward.w2", "feed_forward.w3"}
 FINAL_BYTES = 16
 """Of each value of the last layer: its norm is float32 in both passes."""
 
@@ -105,7 +106,7 @@ class StepEstimate:
         attention = X + R + 2 * D + self._repeated + self.model.config.num_attention_heads * 4
         attention += D if "attention.qkv" in adapted else 0
         feed = 2 * F + D + (D if adapted & {"feed_forward.w1", "feed_forward.w3"} else 0)
-        feed += F if "feed_forward.w2" in adapted and self._is_plain_feed else 0
+        feed += F if "feed_forward.w2" in adapted and self._is_plain_feed(index) else 0
         return tokens * (attention + feed + 2 * D + self._dropout_bytes(adapted))
 
     def _kept_results(self, index: int, measures: Measures) -> tuple[int, int]:
@@ -113,12 +114,12 @@ class StepEstimate:
         if index < measures.num_recomputed - measures.num_keeping:
             return 0, 0
         D = self._sizes[0]
-        return D + 4 * self.model.config.num_attention_heads, 0 if self._is_plain_feed else D
+        return D + 4 * self.model.config.num_attention_heads, 0 if self._is_plain_feed(index) else D
 
-    @property
-    def _is_plain_feed(self) -> bool:
+    def _is_plain_feed(self, index: int) -> bool:
         """The MLP is computed layer by layer, so its hidden values are kept and passed on."""
-        return self.model.is_whole or self.model.has_dropout or not self.device.is_fused
+        has_dropout = self.model.has_dropout and bool(self.model.blocks[index].adapted & FEED_LAYERS)
+        return self.model.is_whole or has_dropout or not self.device.is_fused
 
     def _dropout_bytes(self, adapted: Iterable[str]) -> float:
         """A mask of a byte and the remaining values, for each input of an adapted layer."""
@@ -140,7 +141,7 @@ class StepEstimate:
         attention_kept, feed_kept = self._kept_results(index, measures)
         inside = X + R + 2 * D + self._repeated - attention_kept  # qkv, queries and keys, attention's input and output
         feed = (inside + 4 * D + 2 * norms) * tokens + (3 * F + 3 * D - feed_kept) * rows + self._quantized(rows)
-        if self._is_plain_feed:
+        if self._is_plain_feed(index):
             feed += 2 * F * rows
         join = (inside + 5 * D + 6 * norms) * tokens
         sums = 2 * D  # attention adds up its queries' gradient in float32
