@@ -28,7 +28,9 @@ class Host:
 
     def environment(self) -> dict[str, str]:
         """Environment of a process in which ComfyUI and `lumina2_trainer` can be imported."""
-        return {**os.environ, "PYTHONPATH": os.pathsep.join([str(self.packages_dir), str(self.path)])}
+        bytecode = "PYTHONDONTWRITEBYTECODE"  # a user's host has it after its first start
+        kept = {name: value for name, value in os.environ.items() if name != bytecode}
+        return {**kept, "PYTHONPATH": os.pathsep.join([str(self.packages_dir), str(self.path)])}
 
     def run(
         self, script_path: Path, *args: object, host_args: tuple[str, ...] = ("--cpu",), timeout_seconds: float = 300

@@ -35,6 +35,13 @@ export class Gallery {
     this.#choose(follows ? validations.length - 1 : Math.min(this.chosen, validations.length - 1));
   }
 
+  /** Ask once more for pictures that could not be had, as while the server restarted. */
+  retry() {
+    for (const picture of this.pictures.querySelectorAll("img")) {
+      if (picture.complete && picture.naturalWidth === 0) picture.src = picture.getAttribute("src");
+    }
+  }
+
   #choose(index) {
     this.chosen = Math.max(index, 0);
     this.slider.value = String(this.chosen);

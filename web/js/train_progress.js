@@ -84,6 +84,7 @@ class TrainProgress {
     if (!own && this.view.status !== "waiting") return;
     this.view = own ? viewFromState(own) : emptyView();
     this.panel.show(this.view);
+    this.panel.gallery.retry();
   }
 
   /** Whether another node on this canvas trains the run, under the same run_name. */
