@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from dataclasses import replace
 
 import pytest
@@ -12,6 +13,7 @@ from lumina2_trainer.trainer_core.lumina2.checkpoint import place_weight
 from lumina2_trainer.trainer_core.lumina2.precision import PRECISIONS
 from lumina2_trainer.trainer_core.lumina2.recompute import RecomputeBlocks
 from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config, Lumina2Transformer
+from lumina2_trainer.trainer_core.training import shapes
 from lumina2_trainer.trainer_core.training.memory_estimate import Measures, StepEstimate
 from lumina2_trainer.trainer_core.training.memory_sizes import (
     BatchSize,
@@ -22,6 +24,7 @@ from lumina2_trainer.trainer_core.training.memory_sizes import (
 )
 from lumina2_trainer.trainer_core.training.optimizers import OPTIMIZERS, make_optimizer, state_bytes_on_device
 from lumina2_trainer.trainer_core.training.settings import OptimizerSettings
+from lumina2_trainer.trainer_core.training.shapes import ShapeLimiter
 
 from ..lumina2.simulated_gpu import simulate_step
 from ..lumina2.tiny_models import TINY, tiny_transformer
@@ -160,13 +163,40 @@ def test_largest_batch_takes_the_longest_samples_as_often_as_they_may_come() -> 
 
 
 def test_largest_batch_is_filled_up_where_shapes_are() -> None:
-    few = largest_batch([(100, 4096, 1), (52, 4096, 1)], 2, pads=True)
-    assert (few.caption_tokens, few.image_tokens, few.is_ragged) == (2 * 100, 2 * 4096, False)
+    equal = largest_batch([(100, 4096, 1)] * 3, 2, pads=True)
+    assert (equal.caption_tokens, equal.image_tokens, equal.is_ragged) == (2 * 100, 2 * 4096, False)
+    two = largest_batch([(100, 4096, 1), (52, 4096, 1)], 2, pads=True)
+    assert (two.caption_tokens, two.image_tokens, two.is_ragged) == (2 * 128, 2 * 4096, False)
     different = largest_batch([(100, 4096, 1), (52, 1024, 1)], 2, pads=True)
-    assert (different.caption_tokens, different.image_tokens, different.is_ragged) == (200, 8192, True)
+    assert (different.caption_tokens, different.image_tokens, different.is_ragged) == (256, 8192, True)
+    single = largest_batch([(290, 1024, 1), *((10, 4000 + i, 1) for i in range(5))], 1, pads=True)
+    assert (single.caption_tokens, single.image_tokens) == (128, 4096)
     lengths = [(100 + i, 4000 + i, 1) for i in range(6)]
     batch = largest_batch(lengths, 2, pads=True)
     assert (batch.caption_tokens, batch.image_tokens) == (2 * 128, 2 * 4096)
+
+
+@pytest.mark.parametrize("batch_size", [1, 2, 8])
+def test_no_batch_is_larger_than_the_largest(monkeypatch: pytest.MonkeyPatch, batch_size: int) -> None:
+    monkeypatch.setattr(shapes, "has_padded_attention", lambda *_: True)
+    drawn = random.Random(0)
+    ratios: dict[bool, list[float]] = {False: [], True: []}
+    for number in range(200):
+        is_one_resolution = number % 2 == 0
+        images = (4032, 4096, 4140) if is_one_resolution else drawn.sample((256, 960, 1024, 1056, 4096, 4140), 3)
+        lengths = [(drawn.randint(3, 290), drawn.choice(images), 1) for _ in range(drawn.choice((2, 4, 12, 40)))]
+        most = largest_batch(lengths, batch_size, pads=True)
+        limiter = ShapeLimiter(Lumina2Config(), torch.device("cpu"), torch.bfloat16)
+        largest = 0
+        for _ in range(20):
+            stream = drawn.sample(lengths, len(lengths)) * batch_size
+            captions, tokens, _ = zip(*stream[:batch_size], strict=True)
+            padded = limiter.padded_lengths(captions, tokens)
+            stored = sum(captions) + sum(tokens) if padded is None else batch_size * (padded.caption + padded.image)
+            largest = max(largest, stored)
+        ratios[is_one_resolution].append((most.caption_tokens + most.image_tokens) / largest)
+    assert min(ratios[False] + ratios[True]) >= 1
+    assert max(ratios[True]) < 1.1
 
 
 @pytest.mark.parametrize("name", [name for name, kind in OPTIMIZERS.items() if not kind.devices])

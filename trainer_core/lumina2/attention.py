@@ -123,10 +123,11 @@ class Segments:
 
 def padding_to_mark(segments: Segments, x_SD: Tensor) -> Tensor | None:
     """[S] bool, which queries and keys made of x_SD `attend` wants marked by features; None if none."""
-    return None if _is_flash(x_SD) else segments.is_padding_S
+    return None if _uses_flash_attention(x_SD) else segments.is_padding_S
 
 
-def _is_flash(x: Tensor) -> bool:
+def _uses_flash_attention(x: Tensor) -> bool:
+    """Whether attention over these values is FlashAttention 4's."""
     return x.dtype is torch.bfloat16 and has_flash_attention(x.device)
 
 
@@ -142,11 +143,11 @@ def attend(query_SHE: Tensor, key_SKE: Tensor, value_SKE: Tensor, segments: Segm
     Returns:
         [S, H, E], dtype of the query.
     """
-    if _is_flash(query_SHE):
+    if _uses_flash_attention(query_SHE):
         return flash_attention(query_SHE, key_SKE, value_SKE, segments.offsets, max(segments.lengths))
     if segments.padded_index_BN is None:
         return _attend_equal(query_SHE, key_SKE, value_SKE, len(segments.lengths))
-    varlen_attention = find_varlen_attention() if _has_flash(query_SHE) else None
+    varlen_attention = find_varlen_attention() if _has_varlen_kernel(query_SHE) else None
     if varlen_attention is not None:
         return varlen_attention(
             query_SHE,
@@ -160,8 +161,8 @@ def attend(query_SHE: Tensor, key_SKE: Tensor, value_SKE: Tensor, segments: Segm
     return _attend_padded(query_SHE, key_SKE, value_SKE, segments)
 
 
-def _has_flash(query_SHE: Tensor) -> bool:
-    """Whether the GPU has flash attention for these values: half precision on Ampere or newer."""
+def _has_varlen_kernel(query_SHE: Tensor) -> bool:
+    """Whether PyTorch's attention over packed sequences takes these values: half precision on Ampere or newer."""
     is_half = query_SHE.dtype in (torch.bfloat16, torch.float16)
     return query_SHE.is_cuda and is_half and torch.cuda.get_device_capability(query_SHE.device) >= (8, 0)
 

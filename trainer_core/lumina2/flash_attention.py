@@ -19,6 +19,7 @@ from typing import Any
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch._ops import OpOverload
 
 logger = logging.getLogger(__name__)
 
@@ -80,7 +81,7 @@ def flash_attention(query_SHE: Tensor, key_SKE: Tensor, value_SKE: Tensor, offse
 class _FlashAttention(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, longest: int) -> Tensor:
-        out, sums_HS = torch.ops.lumina2_trainer.flash_attention(query, key, value, offsets, longest)
+        out, sums_HS = flash_operator()(query, key, value, offsets, longest)
         ctx.save_for_backward(query, key, value, out, sums_HS, offsets)
         ctx.longest = longest
         return out
@@ -155,11 +156,18 @@ def _reference(query: Tensor, key: Tensor, value: Tensor, border: int) -> Tensor
     return torch.cat(parts)
 
 
-# As an operator, so that recomputation can keep its results; a second copy of this package finds it defined.
-_LIBRARY = torch.library.Library("lumina2_trainer", "FRAGMENT")
-if not hasattr(torch.ops.lumina2_trainer, "flash_attention"):
-    _LIBRARY.define(
-        "flash_attention(Tensor query, Tensor key, Tensor value, Tensor offsets, int longest) -> (Tensor, Tensor)"
-    )
-    _LIBRARY.impl("flash_attention", _forward, "CompositeExplicitAutograd")
-FLASH_ATTENTION = torch.ops.lumina2_trainer.flash_attention.default
+def flash_operator() -> OpOverload:
+    """The forward pass as an operator, so that recomputation can keep its results."""
+    _define_operator()
+    return torch.ops.lumina2_trainer.flash_attention.default
+
+
+@functools.cache
+def _define_operator() -> torch.library.Library:
+    """Holds the definition as long as this module is there; a second copy of the package finds it made."""
+    library = torch.library.Library("lumina2_trainer", "FRAGMENT")
+    if not hasattr(torch.ops.lumina2_trainer, "flash_attention"):
+        schema = "(Tensor query, Tensor key, Tensor value, Tensor offsets, int longest) -> (Tensor, Tensor)"
+        library.define(f"flash_attention{schema}")
+        library.impl("flash_attention", _forward, "CompositeExplicitAutograd")
+    return library

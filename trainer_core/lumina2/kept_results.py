@@ -18,7 +18,7 @@ from torch._ops import OpOverload
 from torch.utils.checkpoint import create_selective_checkpoint_contexts
 
 from .attention import Segments, attend, find_varlen_attention
-from .flash_attention import FLASH_ATTENTION
+from .flash_attention import flash_operator
 
 ATTENTION_KERNELS = (
     "_scaled_dot_product_cudnn_attention",
@@ -33,7 +33,7 @@ ATTENTION_KERNELS = (
 def attention_kernels() -> list[OpOverload]:
     """The operators whose results are kept."""
     kernels = [getattr(torch.ops.aten, name).default for name in ATTENTION_KERNELS if hasattr(torch.ops.aten, name)]
-    kernels.append(FLASH_ATTENTION)
+    kernels.append(flash_operator())
     if find_varlen_attention() is not None:
         kernels.append(torch.ops.torch_attn._varlen_attn.default)
     return kernels

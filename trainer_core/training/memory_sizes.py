@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from typing import NamedTuple
@@ -14,7 +14,7 @@ from ..lumina2.eight_bit import MIN_CAPABILITY
 from ..lumina2.matrix_formats import MATRIX_FORMATS
 from ..lumina2.precision import Precision
 from ..lumina2.transformer import Block, Lumina2Config, Lumina2Transformer
-from .shapes import MAX_EXACT_SHAPES, choose_padding
+from .shapes import MAX_EXACT_SHAPES, choose_padding, most_stored, next_multiples
 
 LAYERS = ("attention.qkv", "attention.out", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
 
@@ -152,15 +152,8 @@ def _measure_block(block: Block, matrix_bytes: int) -> BlockSize:
     )
 
 
-def _may_differ_much(lengths: Sequence[tuple[int, int, int]], batch_size: int) -> bool:
-    """Whether samples of a batch can be too different to be filled up."""
-    captions, images = [caption for caption, _, _ in lengths], [image for _, image, _ in lengths]
-    worst = [[max(sizes), *[min(sizes)] * (batch_size - 1)] for sizes in (captions, images)]
-    return choose_padding(*worst) is None
-
-
 def largest_batch(lengths: Sequence[tuple[int, int, int]], batch_size: int, *, pads: bool) -> BatchSize:
-    """The batch with the most tokens that a stream of samples may bring.
+    """The batch with the most tokens that a stream of samples may bring; where it is filled up, no batch has more.
 
     Args:
         lengths: Caption tokens, image tokens and repeats of each sample.
@@ -174,10 +167,37 @@ def largest_batch(lengths: Sequence[tuple[int, int, int]], batch_size: int, *, p
     while len(chosen) < batch_size:  # fewer samples than a batch holds: passes follow one another within it
         chosen += chosen[: batch_size - len(chosen)]
     totals = {caption + image for caption, image, _ in lengths}
-    captions, images = [caption for caption, _ in chosen], [image for _, image in chosen]
-    padded = choose_padding(captions, images, has_few_shapes=len(totals) <= MAX_EXACT_SHAPES) if pads else None
+    captions, images = sum(caption for caption, _ in chosen), sum(image for _, image in chosen)
+    shapes = {(caption, image) for caption, image, _ in lengths}
+    if pads and len(shapes) > (MAX_EXACT_SHAPES if batch_size == 1 else 1):
+        captions, images = _filled_up(shapes, batch_size, captions, images)
     return BatchSize(
-        caption_tokens=sum(captions) if padded is None else batch_size * padded.caption,
-        image_tokens=sum(images) if padded is None else batch_size * padded.image,
+        caption_tokens=captions,
+        image_tokens=images,
         is_ragged=batch_size > 1 and len(totals) > 1 and (not pads or _may_differ_much(lengths, batch_size)),
     )
+
+
+def _filled_up(shapes: Iterable[tuple[int, int]], batch_size: int, captions: int, images: int) -> tuple[int, int]:
+    """Most caption and image tokens of a batch of such samples that is filled up.
+
+    Args:
+        shapes: Caption and image tokens.
+        batch_size: Samples of a batch.
+        captions: Caption tokens of the largest batch before.
+        images: Image tokens of the same.
+    """
+    if batch_size == 1:
+        largest = max((next_multiples(*shape) for shape in shapes), key=lambda padded: padded.caption + padded.image)
+        return largest.caption, largest.image
+    longest = next_multiples(*(max(sizes) for sizes in zip(*shapes, strict=True)))
+    filled = batch_size * longest.caption
+    total = min(filled + batch_size * longest.image, most_stored(captions + images))
+    return filled, max(images, total - filled)
+
+
+def _may_differ_much(lengths: Sequence[tuple[int, int, int]], batch_size: int) -> bool:
+    """Whether samples of a batch can be too different to be filled up."""
+    captions, images = [caption for caption, _, _ in lengths], [image for _, image, _ in lengths]
+    worst = [[max(sizes), *[min(sizes)] * (batch_size - 1)] for sizes in (captions, images)]
+    return choose_padding(*worst) is None

@@ -75,15 +75,24 @@ def choose_padding(
     Returns:
         None for what stays as it is, as do samples so different that much of the work would be padding.
     """
-    longest = max(image_lengths)
-    multiple = ALIGNMENT if has_few_shapes else MULTIPLES[longest >= MANY_IMAGE_TOKENS]
     if has_few_shapes and len(set(caption_lengths)) == len(set(image_lengths)) == 1:
         return None
-    caption, image = _round_up(max(caption_lengths), multiple), _round_up(longest, multiple)
-    num_stored = len(image_lengths) * (caption + image)
+    padded = next_multiples(max(caption_lengths), max(image_lengths), ALIGNMENT if has_few_shapes else None)
+    num_stored = len(image_lengths) * (padded.caption + padded.image)
     waste = num_stored - sum(caption_lengths) - sum(image_lengths)
     most = MAX_WASTE * num_stored if has_few_shapes else max(CHEAP_WASTE, MAX_WASTE * num_stored)
-    return PaddedLengths(caption=caption, image=image) if waste <= most else None
+    return padded if waste <= most else None
+
+
+def next_multiples(caption: int, image: int, multiple: int | None = None) -> PaddedLengths:
+    """Lengths rounded up, to MULTIPLES if no other is given."""
+    multiple = multiple or MULTIPLES[image >= MANY_IMAGE_TOKENS]
+    return PaddedLengths(caption=_round_up(caption, multiple), image=_round_up(image, multiple))
+
+
+def most_stored(num_tokens: int) -> int:
+    """Tokens that batches of no more than `num_tokens` can be filled up to."""
+    return max(num_tokens + CHEAP_WASTE, int(num_tokens / (1 - MAX_WASTE)))
 
 
 def _round_up(value: int, multiple: int) -> int:
