@@ -51,3 +51,22 @@ def test_gradients_are_those_of_pytorchs_attention(
     torch.testing.assert_close(actual[0], expected[0], rtol=1e-2, atol=0)
     errors = [relative_error(x, y) for x, y in zip(actual[1:], expected[1:], strict=True) if y.any()]
     assert sorted(errors)[len(errors) // 2] < 0.03 and max(errors) < 0.15
+
+
+@pytest.mark.parametrize("lengths", [(1,), (40, 1), (100, 250), (4096, 120)])
+def test_sequences_of_any_length_agree(lengths: tuple[int, ...]) -> None:
+    device, generator = torch.device("cuda"), torch.Generator("cuda").manual_seed(0)
+    segments = attention.Segments.build(lengths, device)
+    query, key, value = leaves = [
+        torch.randn(sum(lengths), heads, 96, device=device, generator=generator).bfloat16().requires_grad_()
+        for heads in (24, 8, 8)
+    ]
+    results = []
+    for attend in (attention.attend, attention._attend_padded if len(lengths) > 1 else _attend_one):
+        out = attend(query, key, value, segments)
+        results.append([out, *torch.autograd.grad(out.float().square().sum(), leaves)])
+    assert max(relative_error(x, y) for x, y in zip(*results, strict=True)) < 0.02
+
+
+def _attend_one(query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, _: attention.Segments) -> torch.Tensor:
+    return attention._attend_equal(query, key, value, 1)

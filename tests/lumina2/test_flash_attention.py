@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import logging
+from contextlib import nullcontext
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -115,6 +117,21 @@ def test_its_result_is_kept_where_a_block_is_recomputed(kernels: PlainKernels, m
     assert counts == [2 * len(transformer.blocks), len(transformer.blocks)]
 
 
+def test_short_sequences_use_the_kernels_of_the_trial(kernels: PlainKernels, monkeypatch: pytest.MonkeyPatch) -> None:
+    announced: list[int] = []
+    right = kernels._flash_attn_fwd
+    monkeypatch.setattr(
+        kernels,
+        "_flash_attn_fwd",
+        lambda *args, **options: right(*args, **options, announced=announced.append(options["max_seqlen_q"])),
+    )
+    monkeypatch.setattr(attention, "has_flash_attention", lambda _: True)
+    for length in (1, 40, 300):
+        x_SHE = torch.randn(length, 4, 16).bfloat16()
+        attention.attend(x_SHE, x_SHE[:, :2], x_SHE[:, :2], attention.Segments.build((length,), CPU))
+    assert announced == [flash_attention.MIN_LONGEST] * 2 + [300]
+
+
 def test_float32_goes_by_pytorch(kernels: PlainKernels, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(attention, "has_flash_attention", lambda _: True)
     segments = attention.Segments.build((4, 4), CPU)
@@ -140,8 +157,13 @@ def test_what_does_not_work_is_not_used(
     monkeypatch.setattr(flash_attention, "_trial_error", trial)
     monkeypatch.setattr(torch.version, "cuda", "13.0")
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (9, 0))
-    assert flash_attention._passes_trial.__wrapped__(0) is (words is None)
-    assert words is None or words in caplog.text
+    current: list[torch.device] = []
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext(current.append(device)))
+    with caplog.at_level(logging.INFO):
+        assert flash_attention._passes_trial.__wrapped__(1) is (words is None)
+    assert (words or "Attention is FlashAttention 4's") in caplog.text
+    assert ("Attention is" in caplog.text) is (words is None)
+    assert current == [torch.device("cuda", 1)]
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: (8, 9))
     assert not flash_attention._passes_trial.__wrapped__(0)
 

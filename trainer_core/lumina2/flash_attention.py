@@ -2,7 +2,7 @@
 
 One picture of 1024 x 1024, 24 heads, on an H100: 0.27 ms forward and 0.80 backward, where cuDNN takes 0.35 and 1.0. It
 also reads grouped heads of samples of different lengths as they are. Its kernels are compiled on their first use, in
-18 s, and kept on disk.
+18 s, and kept in the folder for temporary files.
 
 Shape suffixes: S tokens of all samples, B samples, H query heads, K key/value heads, E head size.
 """
@@ -26,6 +26,9 @@ logger = logging.getLogger(__name__)
 MODULE = "flash_attn.cute.interface"
 TRIAL_SHAPE = (512, 24, 8, 96)
 """Tokens, query heads, key/value heads and head size of the trial: those of Lumina2, so that its kernels are used."""
+MIN_LONGEST = 256
+"""Shorter parts are announced as this long: for them version 4.0.0b36 would compile kernels of their own, in the middle
+of a run, which the trial has not seen."""
 MAX_TRIAL_ERROR = 0.02
 """Relative, against PyTorch's attention in float32; bfloat16 alone makes 0.003."""
 
@@ -50,15 +53,17 @@ def _passes_trial(index: int) -> bool:
         if not is_missing:
             logger.warning("flash-attn-4 cannot be imported and is not used: %s", error)
         return False
-    logger.info("Attention is FlashAttention 4's; its kernels are compiled once, in about 20 seconds")
+    logger.info("Trying FlashAttention 4; its kernels are compiled once, in about 20 seconds")
     try:
-        distance = _trial_error(device)
+        with torch.cuda.device(device):  # it compiles for the current one
+            distance = _trial_error(device)
     except Exception as failure:
         logger.warning("flash-attn-4 fails in a trial and is not used: %s", failure)
         return False
     if not distance <= MAX_TRIAL_ERROR:
         logger.warning("flash-attn-4 computes other numbers in a trial (%.3f) and is not used", distance)
         return False
+    logger.info("Attention is FlashAttention 4's")
     return True
 
 
@@ -109,6 +114,7 @@ def _forward(query: Tensor, key: Tensor, value: Tensor, offsets: Tensor, longest
 
 
 def _lengths(offsets: Tensor, longest: int) -> dict[str, Any]:
+    longest = max(longest, MIN_LONGEST)
     return {
         "cu_seqlens_q": offsets,
         "cu_seqlens_k": offsets,
@@ -125,7 +131,7 @@ def _load_kernels() -> ModuleType:
 
 
 def _trial_error(device: torch.device) -> float:
-    """Relative error of the result and of all gradients, for two parts."""
+    """Relative error of the result and of all gradients, for two parts and an empty one between them."""
     tokens, num_heads, num_kv_heads, size = TRIAL_SHAPE
     generator = torch.Generator(device).manual_seed(0)
     inputs = [
@@ -134,7 +140,7 @@ def _trial_error(device: torch.device) -> float:
     ]
     target = torch.randn(tokens, num_heads, size, device=device, generator=generator)
     border = tokens * 2 // 3
-    offsets = torch.tensor([0, border, tokens], dtype=torch.int32, device=device)
+    offsets = torch.tensor([0, border, border, tokens], dtype=torch.int32, device=device)
     results = []
     for dtype in (torch.bfloat16, torch.float32):
         query, key, value = leaves = [x.to(dtype).requires_grad_() for x in inputs]
