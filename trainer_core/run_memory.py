@@ -15,6 +15,7 @@ from .lumina2.attention import has_padded_attention
 from .lumina2.checkpoint import read_config
 from .lumina2.ops import is_fused
 from .lumina2.precision import PRECISIONS
+from .lumina2.prompts import UNCONDITIONAL_TOKENS
 from .lumina2.transformer import Lumina2Transformer
 from .trained_weights import TrainedWeights
 from .training.low_resolution import num_low_resolution_tokens
@@ -22,7 +23,7 @@ from .training.memory import available_memory
 from .training.memory_estimate import Measures, StepEstimate
 from .training.memory_plan import GIB, Budget, Freedom, MemoryPlan, choose_plan, describe
 from .training.memory_setting import parse_memory
-from .training.memory_sizes import DeviceFacts, ModelSize, largest_batch, measure_model
+from .training.memory_sizes import DeviceFacts, ModelSize, SampleTokens, largest_batch, measure_model
 from .training.optimizers import OPTIMIZERS, state_bytes_on_device
 
 RESERVED_SHARE = 1 / 16
@@ -102,15 +103,16 @@ def estimate_step(
     """Predict the memory of a job's steps."""
     most = job.train.batch_size  # of one sample in a batch, where small folders are drawn often
     has_second_loss = job.noise.low_resolution_weight > 0  # each picture comes once more, shrunk
-    lengths = [
-        (
-            max(s.caption_tokens) * (2 if has_second_loss else 1),
-            s.image_tokens + (num_low_resolution_tokens(s.width, s.height) if has_second_loss else 0),
-            s.repeats if s.folder_weight is None else most,
+    dropped = (UNCONDITIONAL_TOKENS,) if job.train.caption_dropout else ()
+    tokens = [
+        SampleTokens(
+            captions=tuple(count * (2 if has_second_loss else 1) for count in (*s.caption_tokens, *dropped)),
+            image=s.image_tokens + (num_low_resolution_tokens(s.width, s.height) if has_second_loss else 0),
+            repeats=s.repeats if s.folder_weight is None else most,
         )
         for s in samples
     ]
-    batch = largest_batch(lengths, job.train.batch_size, pads=_pads(job, device) and not has_second_loss)
+    batch = largest_batch(tokens, job.train.batch_size, pads=_pads(job, device) and not has_second_loss)
     return StepEstimate(
         model=measure_job(job, weights, device),
         batch=replace(batch, is_ragged=batch.is_ragged or has_second_loss),

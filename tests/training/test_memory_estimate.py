@@ -19,6 +19,7 @@ from lumina2_trainer.trainer_core.training.memory_sizes import (
     BatchSize,
     DeviceFacts,
     ModelSize,
+    SampleTokens,
     largest_batch,
     measure_model,
 )
@@ -154,25 +155,31 @@ def test_predicted_weights_are_those_of_a_loaded_model(precision: str) -> None:
 
 
 def test_largest_batch_takes_the_longest_samples_as_often_as_they_may_come() -> None:
-    lengths = [(10, 100, 1), (20, 400, 1), (30, 50, 3)]
-    batch = largest_batch(lengths, 4, pads=False)
+    samples = [SampleTokens((10, 2), 100, 1), SampleTokens((20,), 400, 1), SampleTokens((30,), 50, 3)]
+    batch = largest_batch(samples, 4, pads=False)
     assert (batch.caption_tokens, batch.image_tokens, batch.is_ragged) == (2 * 20 + 2 * 10, 2 * 400 + 2 * 100, True)
-    assert largest_batch(lengths, 1, pads=False).image_tokens == 400
-    one = largest_batch([(7, 16, 1)], 5, pads=False)
+    assert largest_batch(samples, 1, pads=False).image_tokens == 400
+    one = largest_batch([SampleTokens((7,), 16, 1)], 5, pads=False)
     assert (one.caption_tokens, one.image_tokens, one.is_ragged) == (35, 80, False)
 
 
+def test_a_dropped_caption_makes_batches_ragged() -> None:
+    assert not largest_batch([SampleTokens((60,), 4096, 1)] * 3, 2, pads=False).is_ragged
+    batch = largest_batch([SampleTokens((60, 1), 4096, 1)] * 3, 2, pads=False)
+    assert (batch.caption_tokens, batch.image_tokens, batch.is_ragged) == (120, 8192, True)
+
+
 def test_largest_batch_is_filled_up_where_shapes_are() -> None:
-    equal = largest_batch([(100, 4096, 1)] * 3, 2, pads=True)
+    equal = largest_batch([SampleTokens((100,), 4096, 1)] * 3, 2, pads=True)
     assert (equal.caption_tokens, equal.image_tokens, equal.is_ragged) == (2 * 100, 2 * 4096, False)
-    two = largest_batch([(100, 4096, 1), (52, 4096, 1)], 2, pads=True)
+    two = largest_batch([SampleTokens((100, 52), 4096, 1)], 2, pads=True)
     assert (two.caption_tokens, two.image_tokens, two.is_ragged) == (2 * 128, 2 * 4096, False)
-    different = largest_batch([(100, 4096, 1), (52, 1024, 1)], 2, pads=True)
+    different = largest_batch([SampleTokens((100,), 4096, 1), SampleTokens((52,), 1024, 1)], 2, pads=True)
     assert (different.caption_tokens, different.image_tokens, different.is_ragged) == (256, 8192, True)
-    single = largest_batch([(290, 1024, 1), *((10, 4000 + i, 1) for i in range(5))], 1, pads=True)
+    pictures = [SampleTokens((290,), 1024, 1), *(SampleTokens((10,), 4000 + i, 1) for i in range(5))]
+    single = largest_batch(pictures, 1, pads=True)
     assert (single.caption_tokens, single.image_tokens) == (128, 4096)
-    lengths = [(100 + i, 4000 + i, 1) for i in range(6)]
-    batch = largest_batch(lengths, 2, pads=True)
+    batch = largest_batch([SampleTokens((100 + i,), 4000 + i, 1) for i in range(6)], 2, pads=True)
     assert (batch.caption_tokens, batch.image_tokens) == (2 * 128, 2 * 4096)
 
 
@@ -184,13 +191,15 @@ def test_no_batch_is_larger_than_the_largest(monkeypatch: pytest.MonkeyPatch, ba
     for number in range(200):
         is_one_resolution = number % 2 == 0
         images = (4032, 4096, 4140) if is_one_resolution else drawn.sample((256, 960, 1024, 1056, 4096, 4140), 3)
-        lengths = [(drawn.randint(3, 290), drawn.choice(images), 1) for _ in range(drawn.choice((2, 4, 12, 40)))]
-        most = largest_batch(lengths, batch_size, pads=True)
+        lengths = [(drawn.randint(3, 290), drawn.choice(images)) for _ in range(drawn.choice((2, 4, 12, 40)))]
+        samples = [SampleTokens((caption, 1), image, 1) for caption, image in lengths]
+        most = largest_batch(samples, batch_size, pads=True)
         limiter = ShapeLimiter(Lumina2Config(), torch.device("cpu"), torch.bfloat16)
         largest = 0
         for _ in range(20):
             stream = drawn.sample(lengths, len(lengths)) * batch_size
-            captions, tokens, _ = zip(*stream[:batch_size], strict=True)
+            captions, tokens = zip(*stream[:batch_size], strict=True)
+            captions = [1 if drawn.random() < 0.1 else count for count in captions]  # caption dropout
             padded = limiter.padded_lengths(captions, tokens)
             stored = sum(captions) + sum(tokens) if padded is None else batch_size * (padded.caption + padded.image)
             largest = max(largest, stored)

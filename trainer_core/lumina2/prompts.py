@@ -19,6 +19,8 @@ SYSTEM_PROMPTS: dict[str, str] = {
 PROMPT_START = " <Prompt Start> "
 UNCONDITIONAL = ""
 """The unconditional prompt: bare, without system prompt, in caption dropout and in guidance alike."""
+UNCONDITIONAL_TOKENS = 1
+"""Of it: the token that begins every prompt."""
 MAX_PROMPT_TOKENS = 256
 
 

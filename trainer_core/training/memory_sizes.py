@@ -19,6 +19,16 @@ from .shapes import MAX_EXACT_SHAPES, choose_padding, most_stored, next_multiple
 LAYERS = ("attention.qkv", "attention.out", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")
 
 
+class SampleTokens(NamedTuple):
+    """Of one sample, as it may come."""
+
+    captions: tuple[int, ...]
+    """Tokens of each caption it may come with, the empty one of caption dropout among them."""
+    image: int
+    repeats: int
+    """Times in one pass over the samples."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BatchSize:
     """Tokens of a batch."""
@@ -152,29 +162,29 @@ def _measure_block(block: Block, matrix_bytes: int) -> BlockSize:
     )
 
 
-def largest_batch(lengths: Sequence[tuple[int, int, int]], batch_size: int, *, pads: bool) -> BatchSize:
+def largest_batch(samples: Sequence[SampleTokens], batch_size: int, *, pads: bool) -> BatchSize:
     """The batch with the most tokens that a stream of samples may bring; where it is filled up, no batch has more.
 
     Args:
-        lengths: Caption tokens, image tokens and repeats of each sample.
+        samples: All of them.
         batch_size: Samples of a batch. A sample may come as often as its repeats, and again in the next pass.
         pads: Batches of many sizes are filled up to a few, and samples of a batch to one, see `choose_padding`.
     """
-    ordered = sorted(lengths, key=lambda sample: sample[0] + sample[1], reverse=True)
+    largest = sorted(samples, key=lambda sample: max(sample.captions) + sample.image, reverse=True)
     chosen: list[tuple[int, int]] = []
-    for caption, image, repeats in ordered:
-        chosen += [(caption, image)] * min(2 * repeats, batch_size - len(chosen))
+    for sample in largest:
+        chosen += [(max(sample.captions), sample.image)] * min(2 * sample.repeats, batch_size - len(chosen))
     while len(chosen) < batch_size:  # fewer samples than a batch holds: passes follow one another within it
         chosen += chosen[: batch_size - len(chosen)]
-    totals = {caption + image for caption, image, _ in lengths}
     captions, images = sum(caption for caption, _ in chosen), sum(image for _, image in chosen)
-    shapes = {(caption, image) for caption, image, _ in lengths}
+    shapes = {(caption, sample.image) for sample in samples for caption in sample.captions}
+    totals = {caption + image for caption, image in shapes}
     if pads and len(shapes) > (MAX_EXACT_SHAPES if batch_size == 1 else 1):
         captions, images = _filled_up(shapes, batch_size, captions, images)
     return BatchSize(
         caption_tokens=captions,
         image_tokens=images,
-        is_ragged=batch_size > 1 and len(totals) > 1 and (not pads or _may_differ_much(lengths, batch_size)),
+        is_ragged=batch_size > 1 and len(totals) > 1 and (not pads or _may_differ_much(shapes, batch_size)),
     )
 
 
@@ -196,8 +206,7 @@ def _filled_up(shapes: Iterable[tuple[int, int]], batch_size: int, captions: int
     return filled, max(images, total - filled)
 
 
-def _may_differ_much(lengths: Sequence[tuple[int, int, int]], batch_size: int) -> bool:
+def _may_differ_much(shapes: Iterable[tuple[int, int]], batch_size: int) -> bool:
     """Whether samples of a batch can be too different to be filled up."""
-    captions, images = [caption for caption, _, _ in lengths], [image for _, image, _ in lengths]
-    worst = [[max(sizes), *[min(sizes)] * (batch_size - 1)] for sizes in (captions, images)]
+    worst = [[max(sizes), *[min(sizes)] * (batch_size - 1)] for sizes in zip(*shapes, strict=True)]
     return choose_padding(*worst) is None
