@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import pytest
 import torch
 from lumina2_trainer.trainer_core.data.batches import SampleStream
 from lumina2_trainer.trainer_core.data.cache import TrainingSample
 from lumina2_trainer.trainer_core.data.entries import write_entry
+from lumina2_trainer.trainer_core.lumina2.objective import make_noisy_batch
 from lumina2_trainer.trainer_core.lumina2.timesteps import NoiseSettings
 from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config
+from lumina2_trainer.trainer_core.training import shapes
 from lumina2_trainer.trainer_core.training.batch_builder import BatchBuilder, TrainingBatch
 from lumina2_trainer.trainer_core.training.graphs import shape_key
 from lumina2_trainer.trainer_core.training.shapes import ShapeLimiter
@@ -114,3 +117,28 @@ def test_every_sample_keeps_the_draws_of_its_position(tmp_path: Path) -> None:
     for name, timestep, part in zip(batch.ids, batch.timesteps_B, parts, strict=True):
         torch.testing.assert_close(timestep[None], alone[name].timesteps_B)
         torch.testing.assert_close(part, alone[name].noisy.noisy_TC)
+
+
+def test_samples_that_share_only_their_sums_have_other_shapes() -> None:
+    keys = set()
+    for captions, rows in (((100, 164), (64, 63)), ((164, 100), (63, 64))):
+        noisy = make_noisy_batch(
+            [torch.zeros(16, 2 * count, 128) for count in rows],
+            [torch.zeros(16, 2 * count, 128) for count in rows],
+            torch.ones(2) / 2,
+            [torch.zeros(count, 6) for count in captions],
+            (8, 8, 8),
+            torch.device("cpu"),
+        )
+        assert noisy.layout.joint.segments.lengths == (4196, 4196)
+        keys.add(shape_key(noisy))
+    assert len(keys) == 2
+
+
+def test_a_picture_and_its_shrunk_copy_are_not_filled_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shapes, "has_padded_attention", lambda *_: True)
+    for weight, is_filled_up in ((0.0, True), (1.0, False)):
+        noise = NoiseSettings(low_resolution_weight=weight)
+        builder = new_builder(tmp_path, batch_size=1, noise=noise, dtype=torch.bfloat16)
+        layouts = [builder.build(position).noisy.layout for position in range(20)]
+        assert any(layout.image.segments.is_padding_S is not None for layout in layouts) is is_filled_up

@@ -26,7 +26,14 @@ from .cached_samples import write_sample
 SIZES = ((8, 8, 3), (8, 12, 7), (12, 8, 1), (16, 8, 5))
 
 
-def new_builder(folder: Path, *, batch_size: int = 2, caption_dropout: float = 0.3) -> BatchBuilder:
+def new_builder(
+    folder: Path,
+    *,
+    batch_size: int = 2,
+    caption_dropout: float = 0.3,
+    noise: NoiseSettings | None = None,
+    dtype: torch.dtype = torch.float32,
+) -> BatchBuilder:
     generator = torch.Generator().manual_seed(0)
     samples = [
         write_sample(folder, number, (height, width), num_tokens, 6, generator)
@@ -39,10 +46,10 @@ def new_builder(folder: Path, *, batch_size: int = 2, caption_dropout: float = 0
         batch_size=batch_size,
         caption_dropout=caption_dropout,
         seed=5,
-        noise=NoiseSettings(),
+        noise=noise or NoiseSettings(),
         samples_per_step=2,
         axes_dims=(8, 8, 8),
-        shapes=ShapeLimiter(Lumina2Config(), torch.device("cpu"), torch.float32),
+        shapes=ShapeLimiter(Lumina2Config(), torch.device("cpu"), dtype),
     )
 
 

@@ -161,9 +161,11 @@ class BatchBuilder:
 
     def _mix(self, drawn: Sequence[_Drawn], timesteps_B: Tensor, weights_B: Tensor | None = None) -> NoisyBatch:
         """Samples at these times, on the straight line from noise to picture."""
-        padded = self._shapes.padded_lengths(
-            [len(sample.embeds_LD) for sample in drawn], [sample.num_tokens for sample in drawn]
-        )
+        padded = None  # a picture and its shrunk copy are too different
+        if not self._noise.low_resolution_weight:
+            padded = self._shapes.padded_lengths(
+                [len(sample.embeds_LD) for sample in drawn], [sample.num_tokens for sample in drawn]
+            )
         return make_noisy_batch(
             [sample.latents_CHW for sample in drawn],
             [sample.noise_CHW for sample in drawn],

@@ -153,7 +153,9 @@ def can_be_captured(transformer: nn.Module) -> bool:
 
 def shape_key(batch: NoisyBatch) -> tuple[Any, ...]:
     """Equal for batches that run the same kernels."""
-    return (*(tuple(x.shape) for x in list_tensors(batch)), batch.layout.joint.segments.lengths)
+    layout = batch.layout
+    lengths = (stream.segments.lengths for stream in (layout.caption, layout.image, layout.joint))
+    return (*(tuple(x.shape) for x in list_tensors(batch)), *lengths)
 
 
 def describe(batch: NoisyBatch) -> str:
