@@ -71,6 +71,14 @@ def test_results_of_attention_and_mlp_are_kept_until_nothing_else_is() -> None:
     assert words in chosen.sentence
 
 
+def test_where_mlps_are_computed_layer_by_layer_only_attention_is_kept() -> None:
+    by_layers = replace(BF16, device=replace(H100, is_fused=False))
+    chosen, usual = plan(by_layers, 7.0).measures, plan(BF16, 7.0).measures
+    assert chosen.num_keeping and not chosen.keeps_feed and usual.keeps_feed
+    assert "results of attention kept in" in plan(by_layers, 7.0).sentence
+    assert relative_time(chosen) > relative_time(replace(chosen, keeps_feed=True))
+
+
 def test_without_a_way_to_move_mlps_are_sliced() -> None:
     measures = plan(BF16, 5.75, move=False).measures
     assert (measures.num_recomputed, measures.feed_slice) == (30, 2048)

@@ -34,7 +34,8 @@ def attention_kernels() -> list[OpOverload]:
     """The operators whose results are kept."""
     kernels = [getattr(torch.ops.aten, name).default for name in ATTENTION_KERNELS if hasattr(torch.ops.aten, name)]
     kernels.append(flash_operator())
-    if find_varlen_attention() is not None:
+    has_varlen = torch.cuda.is_available() and find_varlen_attention() is not None
+    if has_varlen and hasattr(torch.ops.torch_attn, "_varlen_attn"):
         kernels.append(torch.ops.torch_attn._varlen_attn.default)
     return kernels
 

@@ -30,6 +30,8 @@ class Measures:
     num_recomputed: int = 0
     feed_slice: int | None = None
     num_keeping: int = 0
+    keeps_feed: bool = True
+    """Those keep the MLP's result beside attention's, see `StepEstimate.can_keep_feed`."""
     num_offloaded: int = 0
     """Of the first blocks, the inputs are kept in host memory."""
     swapped: tuple[int, ...] = ()
@@ -49,6 +51,11 @@ class StepEstimate:
         """Of the largest input of a block."""
         tokens = self.batch.caption_tokens + self.batch.image_tokens
         return tokens * self.model.config.hidden_size * self.model.itemsize
+
+    @property
+    def can_keep_feed(self) -> bool:
+        """Whether a recomputed block can keep the result of its MLP: where that is computed as one."""
+        return not all(self._is_plain_feed(index) for index in range(len(self.model.blocks)))
 
     def peak(self, measures: Measures) -> int:
         """Bytes allocated at the worst moment of a step."""

@@ -20,8 +20,9 @@ GIB = 2**30
 FEED_SLICES: dict[int | None, float] = {None: 0.0, 2048: 1.0, 1024: 1.5, 512: 3.0}
 """Time lost by slices of the MLP of this many tokens, in forward passes of a block. A slow GPU loses less, but on a
 fast one Python cannot start so many small kernels in time: 0.45 s a step where swapping takes 0.19 (H100, fp8)."""
-KEPT_TIME = 0.4
-"""Saved by a recomputed block that keeps results of its attention and MLP, in the same unit: 0.43 to 0.5 on an H100."""
+KEPT_ATTENTION_TIME, KEPT_FEED_TIME = 0.22, 0.18
+"""Saved by a recomputed block that keeps the result of its attention, and of its MLP, in the same unit: together 0.43 to
+0.5 on an H100."""
 OFFLOAD_TIME = 0.1
 """Of a block's input that goes to host memory and comes back, in the same unit. Copies run beside the computation, so
 this is less than their duration."""
@@ -117,8 +118,9 @@ def smallest_peak(estimate: StepEstimate, freedom: Freedom) -> int:
 
 def relative_time(measures: Measures) -> float:
     """Time that a plan costs, in forward passes of one block."""
-    recomputed = measures.num_recomputed * (1 + FEED_SLICES[measures.feed_slice]) - measures.num_keeping * KEPT_TIME
-    return recomputed + measures.num_offloaded * OFFLOAD_TIME + len(measures.swapped) * SWAP_TIME
+    recomputed = measures.num_recomputed * (1 + FEED_SLICES[measures.feed_slice])
+    saved = measures.num_keeping * (KEPT_ATTENTION_TIME + (KEPT_FEED_TIME if measures.keeps_feed else 0))
+    return recomputed - saved + measures.num_offloaded * OFFLOAD_TIME + len(measures.swapped) * SWAP_TIME
 
 
 def _candidates(estimate: StepEstimate, freedom: Freedom) -> Iterator[Measures]:
@@ -128,10 +130,11 @@ def _candidates(estimate: StepEstimate, freedom: Freedom) -> Iterator[Measures]:
         return
     num_blocks = len(estimate.model.blocks)
     if freedom.keep_results:
+        keeps_feed = estimate.can_keep_feed
         for count in range(1, num_blocks + 1):
-            yield Measures(num_recomputed=count, num_keeping=count)
+            yield Measures(num_recomputed=count, num_keeping=count, keeps_feed=keeps_feed)
         for count in range(num_blocks - 1, 0, -1):
-            yield Measures(num_recomputed=num_blocks, num_keeping=count)
+            yield Measures(num_recomputed=num_blocks, num_keeping=count, keeps_feed=keeps_feed)
     for feed_slice in FEED_SLICES if freedom.slice_feed else [None]:
         for count in range(1, num_blocks + 1):
             yield Measures(num_recomputed=count, feed_slice=feed_slice)
@@ -168,7 +171,8 @@ def describe(measures: Measures, num_blocks: int) -> str:
     parts = [f"keeping {kept} of {num_blocks} blocks' activations" if kept else "computing all activations again"]
     if measures.num_keeping:
         which = f"{measures.num_keeping} more" if kept else f"{measures.num_keeping} of {num_blocks} blocks"
-        parts.append(f"results of attention and MLP kept in {which}")
+        results = "results of attention and MLP" if measures.keeps_feed else "results of attention"
+        parts.append(f"{results} kept in {which}")
     if measures.feed_slice is not None:
         parts.append(f"MLPs in slices of {measures.feed_slice} tokens")
     if measures.num_offloaded:
