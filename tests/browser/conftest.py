@@ -11,7 +11,7 @@ from playwright.sync_api import Browser
 
 from ..host.conftest import host, pytest_generate_tests
 from ..host.server import HostServer, server
-from .frontend import Frontend, find_chromium, launch_chromium, open_frontend
+from .frontend import CLASSIC, Frontend, find_chromium, launch_chromium, open_frontend
 
 __all__ = ["host", "pytest_generate_tests", "server"]
 
@@ -25,6 +25,13 @@ def browser() -> Iterator[Browser]:
         pytest.skip(NO_CHROMIUM)
     with launch_chromium() as chromium:
         yield chromium
+
+
+@pytest.fixture(scope="module")
+def classic_page(browser: Browser, server: HostServer) -> Iterator[Frontend]:
+    """A page with nodes drawn on the canvas, for tests that only open workflows; a page takes seconds to load."""
+    with open_frontend(browser, server, settings=CLASSIC) as frontend:
+        yield frontend
 
 
 @pytest.fixture

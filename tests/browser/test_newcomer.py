@@ -14,6 +14,8 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from playwright.sync_api import Page, TimeoutError
+
 from .frontend import CLASSIC, Frontend
 from .panel import record_texts, recorded_texts, wait_for
 
@@ -45,13 +47,24 @@ def wait_for_picture(frontend: Frontend, *, other_than: str = "") -> dict[str, A
     return frontend.page.wait_for_function(is_there, arg=[PICTURE, other_than], timeout=60_000).json_value()
 
 
+def choose_template(page: Page, pack: str, name: str) -> None:
+    """Click the pack, and its card; once more while the dialog is still loading, which takes the first click away."""
+    card = page.get_by_text(name, exact=True)
+    for _ in range(10):
+        page.get_by_text(pack).first.click()
+        try:
+            return card.click(timeout=10_000)
+        except TimeoutError:
+            continue
+    raise AssertionError(f"no card {name}: {page.locator('body').inner_text()[:2000]}")
+
+
 def test_newcomer_trains_and_generates(open_page: Callable[..., Frontend]) -> None:
     # 1. and 2. Open the template.
     frontend = open_page(settings=CLASSIC)
     page = frontend.page
     page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
-    page.get_by_text("lumina2-trainer").first.click()
-    page.get_by_text("train_then_generate", exact=True).click()
+    choose_template(page, "lumina2-trainer", "train_then_generate")
     page.wait_for_function(IS_OPEN, arg=PICTURE)
     frontend.fit_view()
 

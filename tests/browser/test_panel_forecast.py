@@ -9,7 +9,7 @@ from typing import Any
 from ..host.prompts import training_prompt, write_discs
 from ..host.server import HostServer
 from .frontend import CLASSIC, Frontend, renderings
-from .panel import load_prompt, panel_state, record_texts, recorded_texts, wait_for
+from .panel import load_prompt, record_texts, recorded_texts, wait_for
 
 TRAIN = "6"
 """Id on the canvas of Train in `training_prompt`."""
@@ -65,8 +65,9 @@ def test_a_prompt_that_ends_before_its_run_leaves_no_panel_waiting(
     def has_waited() -> bool:
         return any("Encoding first" in text for text in recorded_texts(frontend, TRAIN))
 
-    wait_for(frontend, lambda state: has_waited() and state["status"] in ("idle", "stopped"))
-    assert panel_state(frontend)["facts"]["timeLeft"] == ""
+    wait_for(frontend, lambda _: has_waited())
+    state = wait_for(frontend, lambda state: state["status"] in ("idle", "stopped"))
+    assert state["facts"]["timeLeft"] == ""
 
 
 def test_a_page_that_did_not_queue_hears_of_it_too(open_page: Callable[..., Frontend], server: HostServer) -> None:
