@@ -164,7 +164,7 @@ def test_crash_before_the_checkpoint_of_the_best_step_loses_neither_weights_nor_
     fake_losses(monkeypatch, [0.9, 0.8, 0.6])  # at step 4 the run dies without a checkpoint
     every_third = CheckpointSettings(checkpoint_step_interval=3)
     with monkeypatch.context() as dying:
-        dying.setattr("lumina2_trainer.trainer_core.train._rescue", lambda session, recorder: None)
+        dying.setattr("lumina2_trainer.trainer_core.train._rescue", lambda *arguments: None)
         dying.setattr("lumina2_trainer.trainer_core.recorder.Recorder._emit_progress", _die_at(4))
         with pytest.raises(KeyboardInterrupt):
             fresh.train(validation=HELD_OUT, checkpoints=every_third)

@@ -189,7 +189,7 @@ def test_a_model_that_does_not_load_is_told_as_a_failure(fresh: Setup, monkeypat
     def out_of_memory(*arguments: object, **options: object) -> None:
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr("lumina2_trainer.trainer_core.train.load_base_transformer", out_of_memory)
+    monkeypatch.setattr("lumina2_trainer.trainer_core.run_session.load_base_transformer", out_of_memory)
     events: list = []
     with pytest.raises(OutOfMemoryError, match=r"^loading the model ran out of memory: turn gradient_checkpointing on"):
         fresh.with_events(events).train()

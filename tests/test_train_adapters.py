@@ -155,13 +155,13 @@ def test_another_file_to_start_from_is_another_job(fresh: Setup) -> None:
 def test_bad_settings_are_refused_before_weights_load(
     fresh: Setup, monkeypatch: pytest.MonkeyPatch, settings: AdapterSettings, match: str
 ) -> None:
-    monkeypatch.setattr("lumina2_trainer.trainer_core.train.load_base_transformer", _must_not_load)
+    monkeypatch.setattr("lumina2_trainer.trainer_core.run_session.load_base_transformer", _must_not_load)
     with pytest.raises(TrainerError, match=match):
         fresh.train(TRAIN, adapter_settings=settings)
 
 
 def test_missing_library_is_named_before_weights_load(fresh: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lumina2_trainer.trainer_core.train.load_base_transformer", _must_not_load)
+    monkeypatch.setattr("lumina2_trainer.trainer_core.run_session.load_base_transformer", _must_not_load)
     monkeypatch.setattr(lycoris_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(TrainerError, match=r"algorithm lokr needs .*pip install lycoris-lora"):
         fresh.train(TRAIN, adapter_settings=LyCORISSettings())

@@ -9,7 +9,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from .errors import StopTraining, TrainerError
+from .errors import OtherProcessFailed, StopTraining, TrainerError
+from .launch import launched_index, num_launched
 
 if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
     from .context import StepContext
@@ -25,14 +26,22 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Run the command line; returns the exit status."""
     parser = _make_parser()
     options = parser.parse_args(arguments)
-    logging.basicConfig(level=logging.INFO, format="%(message)s", stream=sys.stderr)
+    is_main = launched_index() == 0
+    level = logging.INFO if is_main else logging.ERROR
+    logging.basicConfig(level=level, format="%(message)s", stream=sys.stderr)
     try:
+        if num_launched() > 1 and options.run is not _run_workflow:
+            raise TrainerError("only the command run is for several processes: call this one without a launcher")
         options.run(options)
+    except OtherProcessFailed as error:
+        logging.getLogger(__name__).info("lumina2-trainer: %s", error)
+        return 1
     except TrainerError as error:
         print(f"lumina2-trainer: {error}", file=sys.stderr)
         return 1
     except StopTraining:
-        print("Stopped. What was done is kept; the same command goes on from there.", file=sys.stderr)
+        if is_main:
+            print("Stopped. What was done is kept; the same command goes on from there.", file=sys.stderr)
         return EXIT_STOPPED
     return 0
 
@@ -98,11 +107,14 @@ def _add_common(parser: argparse.ArgumentParser, run: Callable[[argparse.Namespa
 def _run_workflow(options: argparse.Namespace) -> None:
     from .console import stop_on_signals
     from .forecast import announcing_runs
+    from .headless import taking_part
+    from .processes import joined
     from .runner import run_workflow
 
     with stop_on_signals() as should_stop:
         workflow, context = _open_workflow(options, should_stop)
-        run_workflow(workflow, announcing_runs(workflow, context))
+        with joined(context.device) as processes:
+            run_workflow(workflow, announcing_runs(workflow, taking_part(context, processes)))
 
 
 def _plan_workflow(options: argparse.Namespace) -> None:
@@ -121,7 +133,7 @@ def _open_workflow(options: argparse.Namespace, should_stop: Callable[[], bool])
 
     assignments = split_assignments(options.set)
     workflow = with_values(read_workflow(options.workflow), assignments)
-    for node in workflow.left_out:
+    for node in workflow.left_out if launched_index() == 0 else ():
         print(f"left out: node {node} needs ComfyUI", file=sys.stderr)
     context = make_context(
         output_dir=options.output,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import signal
 import sys
 import time
@@ -11,8 +12,11 @@ from dataclasses import dataclass, field
 from types import FrameType
 
 from .events import Event
+from .launch import launched_index, num_launched
 
 SECONDS_BETWEEN_LINES = 5.0
+SECONDS_OF_ECHO = 1.0
+"""After a signal; launchers of several processes hand on the Ctrl-C that the terminal has sent to all."""
 
 
 @dataclass(kw_only=True)
@@ -74,12 +78,16 @@ class StopFlag:
 def stop_on_signals() -> Iterator[StopFlag]:
     """The first signal asks for a stop after the current step; a second one interrupts at once."""
     flag = StopFlag()
+    first = math.inf
 
     def handle(number: int, frame: FrameType | None) -> None:
-        if flag.is_set:
+        nonlocal first
+        if not flag.is_set:
+            flag.is_set, first = True, time.monotonic()
+            if launched_index() == 0:
+                print("Stopping after this step; once more to stop at once.", file=sys.stderr, flush=True)
+        elif num_launched() == 1 or time.monotonic() - first > SECONDS_OF_ECHO:
             raise KeyboardInterrupt
-        flag.is_set = True
-        print("Stopping after this step; once more to stop at once.", file=sys.stderr, flush=True)
 
     previous = {number: signal.signal(number, handle) for number in (signal.SIGINT, signal.SIGTERM)}
     try:

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path, PureWindowsPath
 
 import torch
 
 from .errors import TrainerError
 from .events import Event, Request
+from .processes import ALONE, Processes
 
 PACK_DIR = Path(__file__).resolve().parent.parent
 DEMO_DIR = PACK_DIR / "demo"
@@ -43,8 +44,15 @@ class StepContext:
     """What was asked of this run since the last call."""
     before_encoding: Callable[[], None] = lambda: None
     """Called when pictures or captions must be encoded, so that the runs they are for have to wait."""
+    processes: Processes = ALONE
+    """Who works on the same workflow, each on a GPU of its own."""
     workflow: str = ""
     """The workflow as JSON text, kept beside the run; empty if unknown."""
+
+    @property
+    def alone(self) -> StepContext:
+        """The same for what one process does without the others."""
+        return replace(self, processes=ALONE)
 
     @property
     def runs_dir(self) -> Path:

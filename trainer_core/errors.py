@@ -23,3 +23,7 @@ class CacheDamagedError(TrainerError):
 
 class StopTraining(Exception):
     """Raised inside a step when the user asked to stop; what was done so far is on disk."""
+
+
+class OtherProcessFailed(TrainerError):
+    """Another of the processes that train together failed, and has said why."""

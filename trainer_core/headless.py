@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -10,6 +11,8 @@ import torch
 from .context import StepContext
 from .errors import TrainerError
 from .events import Event
+from .launch import local_index, num_launched
+from .processes import Processes
 
 MODEL_KINDS = ("checkpoints", "diffusion_models", "diffusers", "text_encoders", "vae", "loras")
 """Subfolders of a ComfyUI models folder."""
@@ -57,7 +60,14 @@ def make_context(
     )
 
 
+def taking_part(context: StepContext, processes: Processes) -> StepContext:
+    """The same surroundings for one of several processes, of which only the main one reports."""
+    return replace(context, processes=processes, emit=context.emit if processes.is_main else lambda event: None)
+
+
 def _find_device(name: str) -> torch.device:
+    if num_launched() > 1:
+        return _device_of_its_own(name)
     if not name:
         if torch.cuda.is_available():
             return torch.device("cuda")
@@ -68,6 +78,23 @@ def _find_device(name: str) -> torch.device:
     except (RuntimeError, AssertionError) as error:
         raise TrainerError(f"device {name!r} cannot be used: {error}") from error
     return device
+
+
+def _device_of_its_own(name: str) -> torch.device:
+    """For one of several processes: a GPU each, or the CPU for all."""
+    if name == "cpu" or not (name or torch.cuda.is_available()):
+        return torch.device("cpu")
+    if name not in ("", "cuda"):
+        raise TrainerError(
+            f"--device {name} is one device for {num_launched()} processes: leave it out, and each takes its own GPU"
+        )
+    num_gpus = torch.cuda.device_count()
+    if local_index() >= num_gpus:
+        raise TrainerError(
+            f"{local_index() + 1} processes on a machine with {num_gpus} GPUs: start no more than it has"
+            " (--num_processes of accelerate launch)"
+        )
+    return torch.device("cuda", local_index())
 
 
 def split_assignments(texts: Sequence[str]) -> dict[str, str]:

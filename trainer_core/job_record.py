@@ -19,18 +19,21 @@ IDENTITY_EXCLUDES = frozenset({"run_name", "gradient_checkpointing", "memory", "
 """Widgets of Train and Optimizer that change neither data, objective nor result."""
 
 
-def fingerprint_job(job: TrainJob) -> str:
+def fingerprint_job(job: TrainJob, num_processes: int = 1) -> str:
     """Identifies what is learned: base, data, adapter, optimizer, noise, rollout.
 
     How a run is watched is left out (validation except the share held out, checkpoints, recomputation, tracking, hub),
-    so that changing it resumes the run.
+    so that changing it resumes the run. So is how the batches of a step are shared out: two processes go on with what
+    one began with twice the gradient_accumulation_steps.
     """
+    optimizer = _identity_of(job.optimizer)
+    optimizer["gradient_accumulation_steps"] *= num_processes
     identity: dict[str, Any] = {
         "model": [job.model.fingerprint, job.model.precision, job.model.text_attention],
         "data": [job.latents.fingerprint, job.embeds.fingerprint],
         "train": _identity_of(job.train),
         "adapter": None if job.adapter is None else _adapter_identity(job.adapter),
-        "optimizer": _identity_of(job.optimizer),
+        "optimizer": optimizer,
         "noise": dataclasses.asdict(job.noise),
         **({} if job.rollout is None else {"rollout": dataclasses.asdict(job.rollout)}),  # not in older versions
         "ema": [job.checkpoints.ema_decay, job.checkpoints.ema_step_interval] if job.checkpoints.use_ema else None,
@@ -52,12 +55,13 @@ def _adapter_identity(settings: AdapterSettings) -> dict[str, Any]:
     return identity
 
 
-def describe_job(job: TrainJob, num_samples: int, device: str) -> dict[str, Any]:
+def describe_job(job: TrainJob, num_samples: int, device: str, num_processes: int = 1) -> dict[str, Any]:
     """What job.json holds: every setting, the versions, the fingerprints."""
     return {
         **dataclasses.asdict(job),
         "num_samples": num_samples,
         "device": device,
+        "num_processes": num_processes,
         "versions": package_versions(),
     }
 

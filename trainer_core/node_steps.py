@@ -34,6 +34,8 @@ class NodeStep:
     """For what trains: called as `run` is, gives the job that it trains."""
     sockets: tuple[str, ...] = ()
     """Names of the inputs that take links from other nodes."""
+    is_shared: bool = False
+    """Whether several processes work on it together; the main one alone does otherwise."""
     outputs: tuple[str | None, ...] = ("",)
     """For each output the attribute of the result; "" is the result itself, None a value only ComfyUI's nodes take."""
 
@@ -59,16 +61,18 @@ NODE_STEPS: dict[str, NodeStep] = {
         outputs=("dataset", None),
     ),
     "Lumina2CacheLatents": NodeStep(
-        settings=steps.CacheLatentsSettings, run=steps.cache_latents, sockets=("model", "dataset")
+        settings=steps.CacheLatentsSettings, run=steps.cache_latents, is_shared=True, sockets=("model", "dataset")
     ),
     "Lumina2CacheTextEmbeds": NodeStep(
         settings=steps.CacheTextEmbedsSettings,
         run=steps.cache_text_embeds,
+        is_shared=True,
         sockets=("model", "dataset", "validation"),
     ),
     "Lumina2TrainLoRA": NodeStep(
         settings=TrainLoRASettings,
         run=train_steps.train_lora,
+        is_shared=True,
         make_job=train_steps.make_job,
         sockets=(
             "model",
@@ -88,6 +92,7 @@ NODE_STEPS: dict[str, NodeStep] = {
     "Lumina2TrainFull": NodeStep(
         settings=TrainFullSettings,
         run=train_steps.train_full,
+        is_shared=True,
         make_job=train_steps.make_job,
         sockets=(
             "model",

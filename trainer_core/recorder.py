@@ -27,7 +27,8 @@ from .run_folder import CLIP_SCORE, RunFolder, name_of, step_folder
 from .run_pictures import RunPictures
 from .trained_weights import TrainedWeights
 from .training.checkpoints import WeightsFile, prune_checkpoints, save_checkpoint
-from .training.session import StepRecord, TrainingSession
+from .training.session import TrainingSession
+from .training.step_record import StepRecord
 from .training.weight_views import VALIDATED_WEIGHTS, WeightView
 from .validation.held_out_log import find_best
 from .validation.pictures import plan_pictures

@@ -5,11 +5,12 @@ from __future__ import annotations
 import inspect
 import logging
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 from .context import StepContext
 from .errors import TrainerError
-from .node_steps import NODE_STEPS
+from .node_steps import NODE_STEPS, NodeStep
 from .settings import describe_settings
 from .workflow import Workflow, WorkflowNode
 
@@ -35,8 +36,16 @@ def run_workflow(workflow: Workflow, context: StepContext) -> dict[str, Any]:
             results[node.id] = settings[node.id]
             continue
         logger.info("%s (node %s)", node.type, node.id)
-        results[node.id] = step.run(settings[node.id], **read_sockets(node, workflow, results), context=context)
+        results[node.id] = _call(step, settings[node.id], read_sockets(node, workflow, results), context)
     return results
+
+
+def _call(step: NodeStep, settings: Any, sockets: Mapping[str, Any], context: StepContext) -> Any:
+    """The result of a step; where it is not for all processes, the main one's."""
+    assert step.run is not None
+    if step.is_shared:
+        return step.run(settings, **sockets, context=context)
+    return context.processes.from_main(partial(step.run, settings, **sockets, context=context.alone))
 
 
 def check_workflow(workflow: Workflow) -> dict[str, Any]:

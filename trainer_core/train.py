@@ -5,41 +5,35 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
+from contextlib import nullcontext, suppress
+from functools import partial
 from pathlib import Path
 
-import torch
 from filelock import FileLock, Timeout
-from torch import nn
 
-from .adapters.kinds import without_adapter
 from .context import StepContext
-from .data.batches import derive_seed
-from .data.cache import TrainingSample, join_samples, load_embeds, read_embed_index, read_latent_index
+from .data.cache import TrainingSample, join_samples, read_embed_index, read_latent_index
 from .data.held_out import split_samples
 from .data.index import EmbedIndex
 from .data.sample_sizes import size_of
-from .errors import StopTraining, TrainerError
+from .errors import OtherProcessFailed, StopTraining, TrainerError
 from .events import Event
 from .job import TrainJob
 from .job_record import describe_job, fingerprint_job
-from .lumina2.base_files import load_base_transformer
 from .observers import RunObserver, observing
 from .out_of_memory import explained_out_of_memory
+from .processes import Processes
 from .recorder import Recorder
-from .run_folder import RunFolder, open_run, step_of
-from .run_memory import memory_limit, memory_remedies
+from .run_folder import RunFolder, open_run
+from .run_memory import memory_remedies
 from .run_plan import RunPlan, plan_run
+from .run_session import last_saved_step, resume_session, start_session
 from .torch_state import preserved_torch_state
 from .train_checks import check_run
 from .trained_weights import TrainedWeights, choose_trained_weights
-from .training.checkpoints import list_checkpoints, load_checkpoint
-from .training.ema import Ema
 from .training.memory import free_memory, start_peak_memory
-from .training.memory_plan import MemoryPlan
-from .training.optimizers import make_optimizer
-from .training.session import StepPlan, TrainingSession
-from .training.settings import CheckpointSettings
+from .training.session import TrainingSession
 from .validation.settings import PictureSettings
 
 logger = logging.getLogger(__name__)
@@ -68,11 +62,14 @@ def train(job: TrainJob, context: StepContext) -> tuple[RunFolder, bool]:
         negative_prompts=embeds.negative_prompts,
         device=context.device,
     )
-    record = describe_job(job, len(samples), str(context.device))
+    processes = context.processes
+    record = describe_job(job, len(samples), str(context.device), processes.count)
     weights = choose_trained_weights(job)
-    identity = fingerprint_job(job)
-    run = open_run(context.runs_dir, job.train.run_name, identity, record, context.workflow, weights.file_name)
-    with observing(job, run, latents, embeds, context) as observers:
+    identity = fingerprint_job(job, processes.count)
+    run = processes.from_main(
+        lambda: open_run(context.runs_dir, job.train.run_name, identity, record, context.workflow, weights.file_name)
+    )
+    with observing(job, run, latents, embeds, context) if processes.is_main else nullcontext(()) as observers:
         was_finished = _train_or_reuse(job, weights, run, samples, held_out, embeds, observers, context)
         for observer in observers:
             observer.finished()
@@ -93,19 +90,27 @@ def _train_or_reuse(
     context: StepContext,
 ) -> bool:
     """Train to the end, unless that was done before; whether it was."""
+    lock = FileLock(run.path / ".lock", timeout=0)
     try:
-        with FileLock(run.path / ".lock", timeout=0):
-            was_finished = run.final_path.exists()
-            if was_finished:
-                _tell_of_other_validation(run, job)
-            else:
-                with preserved_torch_state(context.device):
-                    _train_to_end(job, weights, run, samples, held_out, embeds, observers, context)
-            return was_finished
+        was_finished = context.processes.from_main(partial(_lock_and_look, lock, run))
+        if was_finished:
+            _tell_of_other_validation(run, job)
+        else:
+            with preserved_torch_state(context.device):
+                _train_to_end(job, weights, run, samples, held_out, embeds, observers, context)
+        return was_finished
+    finally:
+        lock.release()
+        free_memory(context.device)
+
+
+def _lock_and_look(lock: FileLock, run: RunFolder) -> bool:
+    """Whether the run is finished, which nobody else can change any more."""
+    try:
+        lock.acquire()
     except Timeout:
         raise TrainerError(f"run {run.name!r} is being trained by another process: wait, or change run_name") from None
-    finally:
-        free_memory(context.device)
+    return run.final_path.exists()
 
 
 def _train_to_end(
@@ -120,14 +125,17 @@ def _train_to_end(
 ) -> None:
     free_memory(context.device)  # of steps before this one
     start_peak_memory(context.device)
-    first_step = _last_saved_step(run)
+    first_step, processes = last_saved_step(run), context.processes
     try:
-        weights.check(Path(job.model.base_path))
-        plan = _announce_plan(job, weights, run, samples, held_out, first_step, context)
-        remedies = memory_remedies(job, plan.memory)
-        with explained_out_of_memory("loading the model", remedies):
-            session = _start_session(job, weights, plan.memory, samples, embeds, context)
-            _resume(session, run, weights)
+        with processes.failing_together():
+            weights.check(Path(job.model.base_path))
+            plan = _announce_plan(job, weights, run, samples, held_out, first_step, context)
+            remedies = memory_remedies(job, plan.memory)
+            with explained_out_of_memory("loading the model", remedies):
+                session = start_session(job, weights, plan.memory, samples, embeds, context)
+                resume_session(session, run, weights)
+        processes.take_from_main(list(session.parameters.values()))
+        processes.from_main(lambda: run.truncate_log(session.step))
     except BaseException as error:
         _tell_failure(run, first_step, error, context)
         raise
@@ -142,19 +150,19 @@ def _train_to_end(
         held_out=held_out,
         embeds=embeds,
         observers=observers,
-        context=context,
+        context=context.alone,
     )
     try:
         with explained_out_of_memory("training", remedies):
-            recorder.start()
+            processes.from_main(recorder.start)
             while session.step < job.train.steps:
-                if context.should_stop():
+                if processes.any_of(context.should_stop()):
                     raise StopTraining
-                recorder.record_step(session.train_step())
-            recorder.finish()
+                processes.from_main(partial(recorder.record_step, session.train_step()))
+            processes.from_main(recorder.finish)
     except BaseException as error:
         _tell_failure(run, session.step, error, context)
-        _rescue(session, recorder)
+        _rescue(session, recorder, error, processes)
         raise
 
 
@@ -177,91 +185,27 @@ def _announce_plan(
     return plan
 
 
-def _last_saved_step(run: RunFolder) -> int:
-    checkpoints = list_checkpoints(run.checkpoints_dir)
-    return step_of(checkpoints[-1]) if checkpoints else 0
-
-
 def _tell_failure(run: RunFolder, step: int, error: BaseException, context: StepContext) -> None:
     if not isinstance(error, StopTraining):
         context.emit(Event(kind="failed", run=run.name, data={"step": step, "message": str(error)}))
 
 
-def _rescue(session: TrainingSession, recorder: Recorder) -> None:
+def _rescue(session: TrainingSession, recorder: Recorder, error: BaseException, processes: Processes) -> None:
     """Keep the finished steps; a failure to do so must not hide what ended the run."""
-    if not session.is_consistent:
-        return
-    try:
-        recorder.save_checkpoint()
-    except Exception:
-        logger.exception("The steps since the last checkpoint could not be saved")
 
+    def save() -> None:
+        if not session.is_consistent:
+            return
+        try:
+            recorder.save_checkpoint()
+        except Exception:
+            logger.exception("The steps since the last checkpoint could not be saved")
 
-def _start_session(
-    job: TrainJob,
-    weights: TrainedWeights,
-    memory: MemoryPlan,
-    samples: Sequence[TrainingSample],
-    embeds: EmbedIndex,
-    context: StepContext,
-) -> TrainingSession:
-    train = job.train
-    transformer = load_base_transformer(job.model, context.device, host_blocks=memory.measures.swapped)
-    parameters = weights.attach(transformer)
-    transformer.run_block = memory.make_runner(transformer, context.device)
-    optimizer = make_optimizer(
-        train.optimizer,
-        parameters,
-        learning_rate=train.learning_rate,
-        settings=job.optimizer,
-        seed=derive_seed(train.seed, "rounding"),
-    )
-    return TrainingSession(
-        transformer=transformer.train(),
-        parameters=parameters,
-        optimizer=optimizer,
-        update=weights.make_update(parameters, optimizer, job.optimizer.max_grad_norm),
-        base_only=None if job.adapter is None else without_adapter,
-        ema=_start_ema(parameters, job.checkpoints, context.device),
-        samples=samples,
-        unconditional=load_embeds(embeds.unconditional),
-        plan=StepPlan(
-            num_steps=train.steps,
-            batch_size=train.batch_size,
-            learning_rate=train.learning_rate,
-            caption_dropout=train.caption_dropout,
-            seed=train.seed,
-            precision=job.model.precision,
-            optimizer=job.optimizer,
-            noise=job.noise,
-            rollout=job.rollout,
-        ),
-        device=context.device,
-        memory_limit=memory_limit(job),
-    )
-
-
-def _start_ema(
-    parameters: Mapping[str, nn.Parameter], settings: CheckpointSettings, device: torch.device
-) -> Ema | None:
-    if not settings.use_ema:
-        return None
-    return Ema(
-        parameters,
-        decay=settings.ema_decay,
-        step_interval=settings.ema_step_interval,
-        device=torch.device("cpu") if settings.ema_device == "cpu" else device,
-    )
-
-
-def _resume(session: TrainingSession, run: RunFolder, weights: TrainedWeights) -> None:
-    """Go on from the newest checkpoint, and drop what was logged after it."""
-    checkpoints = list_checkpoints(run.checkpoints_dir)
-    if checkpoints:
-        session.step = load_checkpoint(checkpoints[-1], session.parameters, session.optimizer, session.average)
-        weights.restore(checkpoints[-1] / weights.file_name)
-        logger.info("Run %s goes on from step %d", run.name, session.step)
-    run.truncate_log(session.step)
+    if not isinstance(error, KeyboardInterrupt):
+        with suppress(OtherProcessFailed, StopTraining):
+            processes.from_main(save)  # the others wait: a launcher ends what outlives a process that failed
+    elif processes.is_main:
+        save()
 
 
 def _tell_of_other_validation(run: RunFolder, job: TrainJob) -> None:

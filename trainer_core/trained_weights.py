@@ -19,6 +19,7 @@ from .data.batches import derive_seed
 from .job import TrainJob, TrainLoRASettings
 from .lumina2.checkpoint import AXES_DIMS_KEY, read_config
 from .lumina2.transformer import Lumina2Transformer
+from .processes import ALONE, Processes
 from .run_folder import ADAPTER_FILE, MODEL_FILE
 from .training.rounded_adamw import RoundedAdamW
 from .training.updates import UpdateAfterBackward, UpdateInBackward, WeightUpdate
@@ -37,7 +38,11 @@ class TrainedWeights(Protocol):
         """Make the transformer trainable, in place; the parameters by name, in the optimizer's order."""
 
     def make_update(
-        self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, max_grad_norm: float
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        max_grad_norm: float,
+        processes: Processes = ALONE,
     ) -> WeightUpdate:
         """How gradients become an update."""
 
@@ -75,9 +80,13 @@ class AdapterWeights:
         return parameters
 
     def make_update(
-        self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, max_grad_norm: float
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        max_grad_norm: float,
+        processes: Processes = ALONE,
     ) -> WeightUpdate:
-        return UpdateAfterBackward(parameters, optimizer, max_grad_norm)
+        return UpdateAfterBackward(parameters, optimizer, max_grad_norm, processes)
 
     def export(self, parameters: Mapping[str, nn.Parameter]) -> Mapping[str, Tensor]:
         return self._kind.export(self._attached(), parameters)
@@ -107,11 +116,15 @@ class FullWeights:
         return unfreeze(transformer)
 
     def make_update(
-        self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, max_grad_norm: float
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        max_grad_norm: float,
+        processes: Processes = ALONE,
     ) -> WeightUpdate:
         if isinstance(optimizer, RoundedAdamW):
-            return UpdateInBackward(parameters, optimizer, max_rms=max_grad_norm)
-        return UpdateAfterBackward(parameters, optimizer, max_grad_norm)
+            return UpdateInBackward(parameters, optimizer, max_rms=max_grad_norm, processes=processes)
+        return UpdateAfterBackward(parameters, optimizer, max_grad_norm, processes)
 
     def export(self, parameters: Mapping[str, nn.Parameter]) -> Mapping[str, Tensor]:
         return parameters

@@ -98,17 +98,23 @@ def fill_latent_cache(
     ]
     logger.info("Latents: %d of %d cached, %d to encode", len(wanted) - len(missing), len(wanted), len(missing))
     progress = Progress(RUN, total=len(wanted), num_done=len(wanted) - len(missing), context=context)
-    if missing:
-        _encode(missing, folder, load_encoder, dtype, batch_size, progress)
-    else:
-        progress.advance(0)
-    masks = fill_mask_cache(pictures, folder, context, needs_white=[_needs_white(p, dataset) for p in pictures])
+    processes = context.processes
+    processes.wait()  # until all have seen the same entries missing
+    with processes.failing_together():
+        own = processes.share(missing)
+        if own:
+            _encode(own, folder, load_encoder, dtype, batch_size, progress)
+        else:
+            progress.advance(0)
+    needs_white = [_needs_white(picture, dataset) for picture in pictures]
+    masks = processes.from_main(lambda: fill_mask_cache(pictures, folder, context.alone, needs_white=needs_white))
     index = LatentIndex(
         cache_dir=context.cache_dir,
         folders=tuple(folder.settings for folder in dataset.folders),
         samples=tuple(_describe_sample(picture, crops[picture.id], masks.get(picture.id, ())) for picture in pictures),
     )
-    return LatentCache(index_path=str(write_index(index)), fingerprint=index.fingerprint)
+    path = processes.from_main(lambda: write_index(index))
+    return LatentCache(index_path=str(path), fingerprint=index.fingerprint)
 
 
 def _name_crop(picture: Picture, box: Box, encoder_fingerprint: str, dtype: torch.dtype) -> Crop:

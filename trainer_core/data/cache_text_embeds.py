@@ -111,7 +111,8 @@ def fill_embed_cache(
         system_prompt=plan.system_prompt,
         trigger_words=_join_trigger_words(dataset),
     )
-    return EmbedCache(index_path=str(write_index(index)), fingerprint=index.fingerprint)
+    path = context.processes.from_main(lambda: write_index(index))
+    return EmbedCache(index_path=str(path), fingerprint=index.fingerprint)
 
 
 def check_captions(pictures: Sequence[Picture]) -> None:
@@ -159,10 +160,14 @@ def _fill(
     num_cached = len(names) - len(missing)
     logger.info("Text embeds: %d of %d cached, %d to encode", num_cached, len(names), len(missing))
     progress = Progress(RUN, total=len(names), num_done=num_cached, context=context)
-    if missing:
-        _encode(missing, names, folder, load_encoder, dtype, batch_size, progress)
-    else:
-        progress.advance(0)
+    processes = context.processes
+    processes.wait()  # until all have seen the same entries missing
+    with processes.failing_together():
+        own = processes.share(missing)
+        if own:
+            _encode(own, names, folder, load_encoder, dtype, batch_size, progress)
+        else:
+            progress.advance(0)
     for name in names.values():
         for note in read_notes(folder / name):
             logger.warning("%s", note)

@@ -34,7 +34,8 @@ class Progress:
 
     def advance(self, count: int) -> None:
         """Entries were finished and are on disk."""
-        self.num_done += count
+        count *= self.context.processes.count  # the others do as much meanwhile
+        self.num_done = min(self.num_done + count, self.total)
         now = time.monotonic()
         if self.num_done == self.total or now - self._last_event >= SECONDS_BETWEEN_EVENTS:
             self._last_event = now

@@ -21,8 +21,8 @@ FEED_SLICES: dict[int | None, float] = {None: 0.0, 2048: 1.0, 1024: 1.5, 512: 3.
 """Time lost by slices of the MLP of this many tokens, in forward passes of a block. A slow GPU loses less, but on a
 fast one Python cannot start so many small kernels in time: 0.45 s a step where swapping takes 0.19 (H100, fp8)."""
 KEPT_ATTENTION_TIME, KEPT_FEED_TIME = 0.22, 0.18
-"""Saved by a recomputed block that keeps the result of its attention, and of its MLP, in the same unit: together 0.43 to
-0.5 on an H100."""
+"""Saved by a recomputed block that keeps the result of its attention, and of its MLP, in the same unit: together 0.43
+to 0.5 on an H100."""
 OFFLOAD_TIME = 0.1
 """Of a block's input that goes to host memory and comes back, in the same unit. Copies run beside the computation, so
 this is less than their duration."""

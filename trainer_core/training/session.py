@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import functools
-import itertools
 import math
-import statistics
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
@@ -17,10 +15,11 @@ from ..data.batches import Stream, derive_seed
 from ..data.cache import TrainingSample
 from ..data.mixing import make_stream
 from ..errors import TrainerError
-from ..lumina2.objective import NoisyBatch, flow_matching_loss, loss_by_timestep_bin
+from ..lumina2.objective import NoisyBatch, flow_matching_loss
 from ..lumina2.precision import PRECISIONS, computation
 from ..lumina2.timesteps import NoiseSettings
 from ..lumina2.transformer import Lumina2Transformer
+from ..processes import ALONE, Processes
 from .base_targets import BaseOnly, with_base_targets
 from .batch_builder import BatchBuilder, TrainingBatch
 from .ema import Ema
@@ -32,6 +31,7 @@ from .rollout import with_rollout
 from .rollout_settings import RolloutSettings
 from .settings import OptimizerSettings
 from .shapes import ShapeLimiter
+from .step_record import StepRecord, StepSamples
 from .updates import UpdateAfterBackward, WeightUpdate
 from .weight_views import WeightView, weight_views
 
@@ -50,28 +50,6 @@ class StepPlan:
     noise: NoiseSettings
     rollout: RolloutSettings | None = None
     """Which samples come from the model itself; None is none."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class StepRecord:
-    """What happened in one optimizer step; a line of log.jsonl."""
-
-    step: int
-    loss: float
-    loss_by_bin: dict[int, float]
-    """Mean loss by bin of t (20 bins, 0 is the noisiest), of the bins that had a sample."""
-    learning_rate: float
-    grad_norm: float
-    """Of all gradients together, before clipping."""
-    seconds: float
-    peak_memory_gib: float
-    epoch: int
-    files: list[str]
-    """Ids of the samples of the batch."""
-    low_resolution_loss: float | None = None
-    """Mean of the second loss, see `low_resolution.py`; it is in none of the numbers above but grad_norm."""
-    num_rolled: int | None = None
-    """Samples of the step that came from the model itself; None without a rollout."""
 
 
 @dataclass(kw_only=True)
@@ -95,6 +73,8 @@ class TrainingSession:
     """Running average of the parameters."""
     base_only: BaseOnly | None = None
     """Switches off what is trained; regularisation samples need it."""
+    processes: Processes = ALONE
+    """Who trains the same weights on other samples of each step. `update` averages with them."""
     stream: Stream = field(init=False)
 
     def __post_init__(self) -> None:
@@ -115,15 +95,15 @@ class TrainingSession:
             caption_dropout=plan.caption_dropout,
             seed=plan.seed,
             noise=plan.noise,
-            samples_per_step=plan.optimizer.gradient_accumulation_steps * plan.batch_size,
+            samples_per_step=self._samples_per_step,
             axes_dims=self.transformer.config.axes_dims,
             shapes=ShapeLimiter(self.transformer.config, self.device, PRECISIONS[plan.precision].dtype),
             rollout=plan.rollout,
         )
         return Prefetcher(
             (lambda position: builder.build(position).pinned()) if is_cuda else builder.build,
-            stride=plan.batch_size,
-            end=plan.num_steps * plan.optimizer.gradient_accumulation_steps * plan.batch_size,
+            stride=self.processes.count * plan.batch_size,
+            end=plan.num_steps * self._samples_per_step,
             is_threaded=self.device.type != "cpu",
         )
 
@@ -135,6 +115,11 @@ class TrainingSession:
         # A function and its arguments, not a method: that would tie this session, and with it the model, to itself.
         differentiate = functools.partial(_differentiate, self.transformer, self.plan, self.device)
         return GraphedPass(differentiate, self.parameters, self.device, self.memory_limit)
+
+    @property
+    def _samples_per_step(self) -> int:
+        """Of all processes."""
+        return self.processes.count * self.plan.optimizer.gradient_accumulation_steps * self.plan.batch_size
 
     @property
     def num_graphs(self) -> int:
@@ -169,43 +154,42 @@ class TrainingSession:
         """
         started = time.perf_counter()
         step, plan = self.step + 1, self.plan
-        num_batches = plan.optimizer.gradient_accumulation_steps
-        first_position = (step - 1) * num_batches * plan.batch_size
         learning_rate = plan.learning_rate * lr_factor(plan.optimizer, step, plan.num_steps)
-        losses, timesteps, ids = [], [], []
-        is_extra: list[bool] = []
-        num_rolled = 0
-        for number in range(num_batches):
-            position = first_position + number * plan.batch_size
-            batch = self.make_batch(position)
-            torch.manual_seed(derive_seed(plan.seed, "network", position))  # dropout inside the adapter
-            losses.append(self._differentiate(self._prepare(batch), learning_rate, is_last=number == num_batches - 1))
-            timesteps += batch.timesteps_B.tolist()
-            ids += batch.ids
-            is_extra += batch.is_extra
-            num_rolled += batch.num_rolled
-        *sample_losses, norm = torch.cat([*losses, self._update.measure()[None]]).tolist()  # the step's one wait
-        self._check_finite(step, sample_losses, norm, ids)
+        own, losses = StepSamples(), []
+        with self.processes.failing_together():
+            positions = self._positions(step)
+            for position in positions:
+                batch = self.make_batch(position)
+                torch.manual_seed(derive_seed(plan.seed, "network", position))  # dropout inside the adapter
+                is_last = position == positions[-1]
+                losses.append(self._differentiate(self._prepare(batch), learning_rate, is_last=is_last))
+                own.add(batch)
+        *own.losses, norm = torch.cat([*losses, self._update.measure()[None]]).tolist()  # the step's one wait
+        samples = StepSamples.joined(self.processes.gather(own))
+        self._check_finite(step, samples, norm)
         self._update.apply()
         if self.ema is not None:
             self.ema.update(self.parameters, step)
         self.step = step
-        extra_losses = list(itertools.compress(sample_losses, is_extra))
-        is_own = [not extra for extra in is_extra]
-        sample_losses, timesteps = (list(itertools.compress(x, is_own)) for x in (sample_losses, timesteps))
         return StepRecord(
             step=step,
-            loss=statistics.fmean(sample_losses),
-            loss_by_bin=loss_by_timestep_bin(sample_losses, timesteps),
+            loss=samples.loss,
+            loss_by_bin=samples.loss_by_bin,
             learning_rate=learning_rate,
             grad_norm=norm,
             seconds=time.perf_counter() - started,
             peak_memory_gib=peak_memory_gib(self.device),
-            epoch=self.stream.epoch_at(first_position),
-            files=list(itertools.compress(ids, is_own)),
-            low_resolution_loss=statistics.fmean(extra_losses) if extra_losses else None,
-            num_rolled=None if plan.rollout is None else num_rolled,
+            epoch=self.stream.epoch_at((step - 1) * self._samples_per_step),
+            files=samples.files,
+            low_resolution_loss=samples.low_resolution_loss,
+            num_rolled=None if plan.rollout is None else samples.num_rolled,
         )
+
+    def _positions(self, step: int) -> range:
+        """Where this process's batches of a step start; those of the others lie between them."""
+        first = (step - 1) * self._samples_per_step
+        size = self.plan.batch_size
+        return range(first + self.processes.index * size, first + self._samples_per_step, self.processes.count * size)
 
     def _prepare(self, batch: TrainingBatch) -> NoisyBatch:
         """The batch with what the model itself has a part in: rolled samples, and targets of regularisation samples."""
@@ -228,11 +212,12 @@ class TrainingSession:
         prepare = functools.partial(self._update.prepare, learning_rate=learning_rate, is_last=is_last)
         return _differentiate(self.transformer, self.plan, self.device, batch, prepare)
 
-    def _check_finite(self, step: int, losses: Sequence[float], norm: float, ids: Sequence[str]) -> None:
-        if all(map(math.isfinite, losses)) and math.isfinite(norm):
+    def _check_finite(self, step: int, samples: StepSamples, norm: float) -> None:
+        is_finite = [math.isfinite(loss) for loss in samples.losses]
+        if all(is_finite) and math.isfinite(norm):
             return
-        bad = [name for name, loss in zip(ids, losses, strict=True) if not math.isfinite(loss)] or list(ids)
-        what = "loss" if not all(map(math.isfinite, losses)) else "gradient"
+        bad = [name for name, is_good in zip(samples.ids, is_finite, strict=True) if not is_good] or samples.ids
+        what = "gradient" if all(is_finite) else "loss"
         raise TrainerError(
             f"step {step}: the {what} is not a finite number, for {', '.join(bad)}. {self._update.discard()};"
             " look at these files, or lower the learning rate"

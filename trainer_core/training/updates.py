@@ -11,6 +11,7 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor, nn
 
+from ..processes import ALONE, Processes
 from .adamw_8bit_numbers import Guard, new_guard_tensors
 from .rounded_adamw import RoundedAdamW
 
@@ -50,15 +51,21 @@ class UpdateAfterBackward:
     keeps_gradients: ClassVar[bool] = True
 
     def __init__(
-        self, parameters: Mapping[str, nn.Parameter], optimizer: torch.optim.Optimizer, max_grad_norm: float
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: torch.optim.Optimizer,
+        max_grad_norm: float,
+        processes: Processes = ALONE,
     ) -> None:
         """
         Args:
             parameters: What is trained.
             optimizer: Of these parameters.
             max_grad_norm: 0 for no limit.
+            processes: Whose gradients are averaged.
         """
         self.is_consistent = True
+        self._processes = processes
         self._parameters = list(parameters.values())
         self._optimizer = optimizer
         self._max_grad_norm = max_grad_norm or math.inf
@@ -68,6 +75,7 @@ class UpdateAfterBackward:
         self._learning_rate = learning_rate
 
     def measure(self) -> Tensor:
+        self._processes.average_gradients(self._parameters)
         return nn.utils.clip_grad_norm_(self._parameters, self._max_grad_norm).detach().float()
 
     def apply(self) -> None:
@@ -92,14 +100,22 @@ class UpdateInBackward:
 
     keeps_gradients: ClassVar[bool] = False
 
-    def __init__(self, parameters: Mapping[str, nn.Parameter], optimizer: RoundedAdamW, max_rms: float) -> None:
+    def __init__(
+        self,
+        parameters: Mapping[str, nn.Parameter],
+        optimizer: RoundedAdamW,
+        max_rms: float,
+        processes: Processes = ALONE,
+    ) -> None:
         """
         Args:
             parameters: What is trained.
             optimizer: Of these parameters.
             max_rms: 0 for no limit.
+            processes: Whose gradients are averaged.
         """
         self.is_consistent = True
+        self._processes = processes
         self._names = {parameter: name for name, parameter in parameters.items()}
         self._optimizer = optimizer
         self._max_rms = max_rms or math.inf
@@ -117,7 +133,7 @@ class UpdateInBackward:
     def prepare(self, loss_B: Tensor, learning_rate: float, *, is_last: bool) -> None:
         if not self._has_begun:
             self._is_finite[0] = 1.0
-        self._is_finite[0] *= loss_B.isfinite().all()
+        self._is_finite[0] *= self._processes.is_everywhere(loss_B.isfinite().all().to(self._is_finite.dtype))
         self._has_begun = True
         if not is_last:
             return
@@ -130,6 +146,7 @@ class UpdateInBackward:
         """Called by autograd when a gradient is complete."""
         if not self._is_armed:
             return
+        self._processes.average_gradients([parameter])
         assert parameter not in self._updated, f"the gradient of {self._names[parameter]} came in parts"
         guard = Guard(
             is_finite=self._is_finite,

@@ -1,0 +1,197 @@
+"""Several processes that train one run together, as `accelerate launch` starts them: on the CPU, over gloo."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lumina2_trainer.trainer_core.cli import main
+from safetensors.torch import load_file
+
+from .lumina2.tiny_models import relative_error
+from .training_setup import Setup
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
+ACCELERATE = ("-m", "accelerate.commands.launch", "--multi_gpu", "--num_processes", "2")
+STEPS = 6
+
+
+def write_workflow(folder: Path, *, is_whole: bool = False) -> Path:
+    """Caches and six steps, of an adapter that is saved or of the model itself."""
+    train = {
+        "model": ["1", 0],
+        "latents": ["3", 0],
+        "embeds": ["4", 0],
+        "checkpoints": ["5", 0],
+        "optimizer_settings": ["6", 0],
+        "steps": STEPS,
+        "learning_rate": 1e-2,
+        "run_name": "run",
+    }
+    nodes: dict[str, tuple[str, dict[str, Any]]] = {
+        "1": ("Lumina2Load", {"base": "tiny.safetensors", "precision": "fp32"}),
+        "2": ("Lumina2DatasetFolder", {"folder": "pictures", "resolution": 64}),
+        "3": ("Lumina2CacheLatents", {"model": ["1", 0], "dataset": ["2", 0]}),
+        "4": ("Lumina2CacheTextEmbeds", {"model": ["1", 0], "dataset": ["2", 0]}),
+        "5": ("Lumina2Checkpoints", {"checkpoint_step_interval": 2}),
+        "6": ("Lumina2Optimizer", {"gradient_accumulation_steps": 1}),
+    }
+    if is_whole:
+        nodes["7"] = "Lumina2TrainFull", {**train, "learning_rate": 1e-3}
+        nodes["8"] = "Lumina2SaveModel", {"model": ["7", 0], "name": "saved"}
+    else:
+        nodes["7"] = "Lumina2TrainLoRA", {**train, "rank": 2}
+        nodes["8"] = "Lumina2SaveAdapter", {"adapter": ["7", 0], "name": "saved"}
+    path = folder / "workflow.json"
+    path.write_text(
+        json.dumps({name: {"class_type": kind, "inputs": inputs} for name, (kind, inputs) in nodes.items()})
+    )
+    return path
+
+
+@pytest.fixture
+def arguments(setup: Setup, tmp_path: Path) -> list[str]:
+    """Of the command line, but for the output folder."""
+    root = setup.context.roots[0]
+    models = tmp_path / "models"
+    models.mkdir()
+    (models / "checkpoints").symlink_to(root / "checkpoints")
+    return ["run", str(write_workflow(tmp_path)), "--device", "cpu", "--root", str(root), "--models", str(models)]
+
+
+def launch(launcher: Sequence[str], arguments: Sequence[object]) -> subprocess.Popen[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"}
+    command = [sys.executable, *launcher, "-m", "lumina2_trainer", *map(str, arguments)]
+    return subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment, start_new_session=True
+    )
+
+
+def run_together(launcher: Sequence[str], arguments: Sequence[object], status: int = 0) -> str:
+    """What two processes printed."""
+    process = launch(launcher, arguments)
+    try:
+        printed, _ = process.communicate(timeout=240)
+    except subprocess.TimeoutExpired:
+        os.killpg(process.pid, signal.SIGKILL)
+        raise AssertionError(process.communicate()[0]) from None
+    assert (process.returncode == 0) is (status == 0), printed
+    return printed
+
+
+def log_of(output: Path) -> list[dict[str, Any]]:
+    return [json.loads(line) for line in (output / "lumina2_trainer/run/log.jsonl").read_text().splitlines()]
+
+
+def assert_same_run(together: Path, alone: Path) -> None:
+    """The same samples in the same steps, and the same weights but for rounding."""
+    ours, expected = log_of(together), log_of(alone)
+    assert [line["files"] for line in ours] == [line["files"] for line in expected]
+    assert [line["loss"] for line in ours] == pytest.approx([line["loss"] for line in expected], rel=1e-4)
+    assert [line["grad_norm"] for line in ours] == pytest.approx([line["grad_norm"] for line in expected], rel=1e-3)
+    (actual, wanted) = (
+        load_file(next((output / "lumina2_trainer/run/final").glob("*.safetensors"))) for output in (together, alone)
+    )
+    assert max(relative_error(actual[name], wanted[name]) for name in wanted) < 1e-3
+
+
+def test_two_processes_learn_what_one_learns_of_twice_the_batches(arguments: list[str], tmp_path: Path) -> None:
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert main([*arguments, "--output", str(alone), "--set", "6.gradient_accumulation_steps=2"]) == 0
+    printed = run_together(ACCELERATE, [*arguments, "--output", together])
+    assert_same_run(together, alone)
+    assert printed.count("run: finished") == 1
+    assert len(list((together / "loras").iterdir())) == 1
+    entries = [sorted(p.name for p in (o / "lumina2_trainer/cache").rglob("*.safetensors")) for o in (alone, together)]
+    assert entries[0] == entries[1]
+    assert json.loads((together / "lumina2_trainer/run/job.json").read_text())["num_processes"] == 2
+
+
+def test_two_processes_train_the_model_itself(arguments: list[str], tmp_path: Path) -> None:
+    write_workflow(tmp_path, is_whole=True)
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert main([*arguments, "--output", str(alone), "--set", "6.gradient_accumulation_steps=2"]) == 0
+    run_together(TORCHRUN, [*arguments, "--output", together])
+    assert_same_run(together, alone)
+    assert len(list((together / "checkpoints").iterdir())) == 1
+
+
+def test_two_processes_go_on_with_what_one_began(arguments: list[str], tmp_path: Path) -> None:
+    whole, shared = tmp_path / "whole", tmp_path / "shared"
+    twice = ["--set", "6.gradient_accumulation_steps=2"]
+    assert main([*arguments, "--output", str(whole), *twice]) == 0
+    process = subprocess.Popen(
+        [sys.executable, "-m", "lumina2_trainer", *arguments, "--output", str(shared), *twice],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    wait_for_checkpoint(shared, 2, process)
+    process.kill()
+    process.wait()
+    assert "goes on from step" in run_together(TORCHRUN, [*arguments, "--output", shared])
+    assert [path.name for path in (shared / "lumina2_trainer").glob("run*")] == ["run"]
+    assert_same_run(shared, whole)
+
+
+def wait_for_checkpoint(output: Path, step: int, process: subprocess.Popen[Any]) -> None:
+    path = output / f"lumina2_trainer/run/checkpoints/step-{step:06d}/training_state.json"
+    deadline = time.monotonic() + 120
+    while not path.exists():
+        assert process.poll() is None, "training ended before it could be stopped"
+        assert time.monotonic() < deadline, "no checkpoint came"
+        time.sleep(0.01)
+
+
+def test_a_stop_keeps_the_finished_steps_and_the_same_command_goes_on(arguments: list[str], tmp_path: Path) -> None:
+    output = tmp_path / "stopped"
+    command = [*arguments, "--output", output, "--set", "7.steps=400"]
+    process = launch(TORCHRUN, command)
+    wait_for_checkpoint(output, 2, process)
+    os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal: to the launcher and to all
+    printed, _ = process.communicate(timeout=120)
+    assert printed.count("Stopping after this step") == 1, printed
+    log, checkpoints = log_of(output), output / "lumina2_trainer/run/checkpoints"
+    assert int(sorted(checkpoints.iterdir())[-1].name.rpartition("-")[2]) == log[-1]["step"] < 400, printed
+
+
+def test_a_mistake_is_said_once_and_ends_all(arguments: list[str], tmp_path: Path) -> None:
+    command = [*arguments, "--output", tmp_path / "wrong", "--set", "7.memory=0.001"]
+    printed = run_together(TORCHRUN, command, status=1)
+    assert printed.count("lumina2-trainer: memory: 0.001 GiB allowed") >= 1
+
+
+def test_what_processes_say_to_one_another() -> None:
+    script = Path(__file__).parent / "script_processes.py"
+    done = subprocess.run(
+        [sys.executable, *TORCHRUN, str(script)],
+        capture_output=True,
+        text=True,
+        timeout=240,
+        check=False,
+        env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.count("as it should be") == 2
+
+
+def test_other_commands_refuse_a_launcher(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    assert main(["demo"]) == 1
+    assert "only the command run is for several processes" in capsys.readouterr().err
+
+
+def test_one_device_for_several_processes_is_refused(
+    arguments: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    where = arguments.index("cpu")
+    assert main([*arguments[:where], "cuda:1", *arguments[where + 1 :], "--output", str(tmp_path / "output")]) == 1
+    assert "--device cuda:1 is one device for 2 processes: leave it out" in capsys.readouterr().err

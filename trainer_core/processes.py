@@ -1,0 +1,190 @@
+"""The processes that work on one workflow together, one for each GPU: a handle that one process alone has too.
+
+`accelerate launch` and torchrun start them. Each reads other samples of a step; gradients are averaged, so that the
+weights stay the same in all. What only one may do, such as writing files, the main process does.
+"""
+
+from __future__ import annotations
+
+import datetime
+import logging
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from typing import Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from .errors import OtherProcessFailed, StopTraining
+from .launch import num_launched
+
+T = TypeVar("T")
+
+logger = logging.getLogger(__name__)
+
+PATIENCE = datetime.timedelta(days=7)
+"""How long a process waits for the others: the main one may draw pictures or save a model meanwhile."""
+MAX_BYTES_AT_ONCE = 2**26
+"""Of gradients that are exchanged in one piece, which takes as much memory again."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Processes:
+    """This process and the others. Every method but `share` must be called by all of them, in the same order."""
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        """Whether this is the one that writes and reports."""
+        return self.index == 0
+
+    def share(self, items: Sequence[T]) -> Sequence[T]:
+        """The items that are this process's to work on."""
+        return items[self.index :: self.count]
+
+    def wait(self) -> None:
+        """Until all have come this far."""
+        self.any_of(False)
+
+    def any_of(self, fact: bool) -> bool:
+        """Whether it is so in any process. Does not wait for the GPU."""
+        if self.count == 1:
+            return fact
+        found = torch.tensor(int(fact))
+        _talk(dist.all_reduce, found, dist.ReduceOp.MAX)
+        return bool(found.item())
+
+    def from_main(self, make: Callable[[], T]) -> T:
+        """What the main process makes, in all of them; what it raises is raised in all of them.
+
+        Raises:
+            StopTraining: The main process stopped.
+            OtherProcessFailed: It failed.
+        """
+        if self.count == 1:
+            return make()
+        if self.is_main:
+            return self._make_for_all(make)
+        answer: list[Any] = [None]
+        _talk(dist.broadcast_object_list, answer, src=0)
+        result, problem = answer[0]
+        if problem is not None:
+            raise problem
+        return result
+
+    def _make_for_all(self, make: Callable[[], T]) -> T:
+        try:
+            result = make()
+        except BaseException as error:
+            is_stop = isinstance(error, (StopTraining, KeyboardInterrupt))
+            problem = StopTraining() if is_stop else OtherProcessFailed(f"the main process failed: {error}")
+            _talk(dist.broadcast_object_list, [(None, problem)], src=0)
+            raise
+        _talk(dist.broadcast_object_list, [(result, None)], src=0)
+        return result
+
+    @contextmanager
+    def failing_together(self) -> Iterator[None]:
+        """What is raised in one process's block ends the block of every other too, which so waits for none in vain.
+
+        Raises:
+            OtherProcessFailed: Another process failed.
+        """
+        try:
+            yield
+        except BaseException:
+            with suppress(OtherProcessFailed):
+                self.any_of(True)
+            raise
+        if self.any_of(False):
+            raise OtherProcessFailed("another process failed: its own message says why")
+
+    def gather(self, value: T) -> list[T]:
+        """The values of all processes, in their order."""
+        if self.count == 1:
+            return [value]
+        values: list[Any] = [None] * self.count
+        _talk(dist.all_gather_object, values, value)
+        return values
+
+    def is_everywhere(self, is_so: Tensor) -> Tensor:
+        """The product of a number of each process, on its device: 0 if one of them is 0."""
+        if self.count > 1:
+            dist.all_reduce(is_so, dist.ReduceOp.PRODUCT)
+        return is_so
+
+    def average_gradients(self, parameters: Sequence[nn.Parameter]) -> None:
+        """Replace each gradient by its mean over the processes, to which one without a gradient adds nothing."""
+        if self.count == 1:
+            return
+        for parameter in parameters:
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+        self._average([parameter.grad for parameter in parameters if parameter.grad is not None])
+
+    @torch.no_grad()
+    def _average(self, tensors: Sequence[Tensor]) -> None:
+        for part in _parts(tensors):
+            flat = torch.cat([tensor.flatten() for tensor in part]) if len(part) > 1 else part[0].contiguous()
+            dist.all_reduce(flat)
+            flat /= self.count
+            if flat is not part[0]:
+                pieces = flat.split([tensor.numel() for tensor in part]) if len(part) > 1 else [flat]
+                torch._foreach_copy_(part, [piece.view_as(own) for piece, own in zip(pieces, part, strict=True)])
+
+    def take_from_main(self, tensors: Sequence[Tensor]) -> None:
+        """Replace each tensor by the main process's, so that all start from the very same numbers."""
+        if self.count > 1:
+            for tensor in tensors:
+                dist.broadcast(tensor.detach(), src=0)
+
+
+ALONE = Processes()
+
+
+@contextmanager
+def joined(device: torch.device) -> Iterator[Processes]:
+    """Meet the other processes that the launcher started, if any, until the block ends.
+
+    Args:
+        device: Of this process.
+    """
+    if num_launched() == 1:
+        yield ALONE
+        return
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
+    # Two ways of talking: a GPU's tensors go by NCCL; flags and results go by gloo, which does not wait for the GPU.
+    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
+    processes = Processes(index=dist.get_rank(), count=dist.get_world_size())
+    logger.info("%d processes train together", processes.count)
+    try:
+        yield processes
+    finally:
+        dist.destroy_process_group()
+
+
+def _talk(exchange: Callable[..., Any], *arguments: Any, **options: Any) -> None:
+    """An exchange over the network, which ends with an error when another process is gone."""
+    try:
+        exchange(*arguments, **options)
+    except RuntimeError as error:
+        raise OtherProcessFailed(f"another process is gone ({error}): its own message says why") from error
+
+
+def _parts(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
+    """Tensors of one dtype that follow one another, as many as are exchanged at once."""
+    part: list[Tensor] = []
+    size = 0
+    for tensor in tensors:
+        if part and (tensor.dtype != part[0].dtype or size + tensor.nbytes > MAX_BYTES_AT_ONCE):
+            yield part
+            part, size = [], 0
+        part.append(tensor)
+        size += tensor.nbytes
+    if part:
+        yield part
