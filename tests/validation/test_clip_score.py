@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,27 @@ def context(tmp_path: Path, folder: Path) -> StepContext:
 def test_folder_is_found_among_models_and_others_are_refused(folder: Path, tmp_path: Path) -> None:
     assert find_clip_model("tiny", context(tmp_path, folder)) == folder
     (tmp_path / "empty").mkdir()
-    with pytest.raises(TrainerError, match=r"clip_model 'empty' holds no config\.json"):
+    with pytest.raises(TrainerError, match=r"clip_model 'empty' holds no config \(config\.json\)"):
         find_clip_model("empty", context(tmp_path, folder))
     with pytest.raises(TrainerError, match="clip_model 'nowhere' does not exist"):
         find_clip_model("nowhere", context(tmp_path, folder))
+
+
+@pytest.mark.parametrize(
+    ("part", "without"),
+    [
+        ("config", ["config.json"]),
+        ("weights", ["model.safetensors"]),
+        ("tokenizer", ["tokenizer.json", "merges.txt"]),
+        ("preprocessor", ["processor_config.json"]),
+    ],
+)
+def test_a_folder_that_lacks_a_part_is_refused_when_it_is_found(
+    folder: Path, tmp_path: Path, part: str, without: list[str]
+) -> None:
+    shutil.copytree(folder, tmp_path / "partial", ignore=shutil.ignore_patterns(*without))
+    with pytest.raises(TrainerError, match=f"clip_model 'partial' holds no {part} "):
+        find_clip_model("partial", context(tmp_path, folder))
 
 
 def test_repository_that_cannot_be_reached_is_one_sentence(

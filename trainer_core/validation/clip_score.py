@@ -27,7 +27,13 @@ CLIP_DEVICES = ("cpu", "device")
 """Where pictures are scored."""
 CLIP_FILES = ("*.json", "*.safetensors", "*.txt")
 """Of a repository: nothing that could be code or a pickle."""
-NEEDED_FILES = ("config.json", "model.safetensors")
+NEEDED_FILES = {
+    "config": (("config.json",),),
+    "weights": (("model.safetensors",),),
+    "tokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
+    "preprocessor": (("preprocessor_config.json",), ("processor_config.json",)),
+}
+"""Part -> the sets of files that it may be."""
 
 
 def find_clip_model(name: str, context: StepContext) -> Path:
@@ -38,7 +44,7 @@ def find_clip_model(name: str, context: StepContext) -> Path:
         context: Where folders are looked for.
 
     Raises:
-        TrainerError: torchmetrics is missing, or there is no such model.
+        TrainerError: torchmetrics is missing, there is no such model, or it lacks files that scoring needs.
     """
     if importlib.util.find_spec("torchmetrics") is None:
         raise TrainerError(
@@ -48,12 +54,18 @@ def find_clip_model(name: str, context: StepContext) -> Path:
     folder = _find_folder(name, context)
     if folder is None:
         folder = _download(name)
-    missing = next((file for file in NEEDED_FILES if not (folder / file).is_file()), None)
-    if missing:
-        raise TrainerError(
-            f"clip_model {name!r} holds no {missing}: name a folder with a CLIP model in transformers' format"
-        )
+    _check_files(name, folder)
     return folder
+
+
+def _check_files(name: str, folder: Path) -> None:
+    for part, options in NEEDED_FILES.items():
+        if not any(all((folder / file).is_file() for file in files) for files in options):
+            wanted = ", or ".join(" and ".join(files) for files in options)
+            raise TrainerError(
+                f"clip_model {name!r} holds no {part} ({wanted}): name a folder with a CLIP model in transformers'"
+                " format"
+            )
 
 
 def _find_folder(name: str, context: StepContext) -> Path | None:
