@@ -25,8 +25,6 @@ if TYPE_CHECKING:
 
 CLIP_DEVICES = ("cpu", "device")
 """Where pictures are scored."""
-CLIP_FILES = ("*.json", "*.safetensors", "*.txt")
-"""Of a repository: nothing that could be code or a pickle."""
 NEEDED_FILES = {
     "config": (("config.json",),),
     "weights": (("model.safetensors",),),
@@ -34,6 +32,13 @@ NEEDED_FILES = {
     "preprocessor": (("preprocessor_config.json",), ("processor_config.json",)),
 }
 """Part -> the sets of files that it may be."""
+CLIP_FILES = (
+    *(file for options in NEEDED_FILES.values() for files in options for file in files),
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+"""What is downloaded of a repository: nothing that could be code or a pickle, and none of its other weights."""
 
 
 def find_clip_model(name: str, context: StepContext) -> Path:
@@ -128,7 +133,7 @@ def _load(folder: Path) -> tuple[_PlainFeatures, _CuttingProcessor]:
     try:
         model = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32).eval()
         processor = CLIPProcessor.from_pretrained(folder)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: shapes that do not fit
         raise TrainerError(
             f"clip_model {folder.name} cannot be loaded ({str(error).splitlines()[0]}): it must hold config.json,"
             " model.safetensors, tokenizer and preprocessor of a CLIP model"
