@@ -99,6 +99,49 @@ def test_a_folder_that_lacks_a_part_is_refused_when_it_is_found(
         find_clip_model("partial", context(tmp_path, folder))
 
 
+def test_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "other")
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "siglip"}')
+    with pytest.raises(TrainerError, match="clip_model 'other' is a model of the type 'siglip': name one of the type"):
+        find_clip_model("other", context(tmp_path, folder))
+
+
+@pytest.fixture
+def downloads(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+    """Names of the files of each download from a hub with some/clip and some/siglip."""
+    for kind in ("clip", "siglip"):
+        shutil.copytree(folder, tmp_path / "hub" / "some" / kind)
+        (tmp_path / "hub" / "some" / kind / "config.json").write_text(f'{{"model_type": "{kind}"}}')
+        (tmp_path / "hub" / "some" / kind / "more.safetensors").touch()
+    done: list[set[str]] = []
+
+    def download(name: str, allow_patterns: list[str]) -> str:
+        files = {path.name for path in (tmp_path / "hub" / name).iterdir() if path.name in allow_patterns}
+        (tmp_path / "cache" / name).mkdir(parents=True, exist_ok=True)
+        for file in files:
+            shutil.copy(tmp_path / "hub" / name / file, tmp_path / "cache" / name)
+        done.append(files)
+        return str(tmp_path / "cache" / name)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    return done
+
+
+def test_of_a_repository_only_what_scoring_needs_is_downloaded(
+    folder: Path, tmp_path: Path, downloads: list[set[str]]
+) -> None:
+    assert find_clip_model("some/clip", context(tmp_path, folder)) == tmp_path / "cache" / "some" / "clip"
+    assert downloads == [{"config.json"}, {path.name for path in folder.iterdir()}]
+
+
+def test_of_another_model_only_the_config_is_downloaded(
+    folder: Path, tmp_path: Path, downloads: list[set[str]]
+) -> None:
+    with pytest.raises(TrainerError, match="clip_model 'some/siglip' is a model of the type 'siglip'"):
+        find_clip_model("some/siglip", context(tmp_path, folder))
+    assert downloads == [{"config.json"}]
+
+
 def test_repository_that_cannot_be_reached_is_one_sentence(
     folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
