@@ -191,6 +191,8 @@ def save_adapter(settings: SaveAdapterSettings, *, adapter: Adapter, context: St
     content = read_adapter(choose_file(Path(adapter.path), settings.weights))
     folders = {"comfyui": context.loras_dir, "diffusers": context.runs_dir / "diffusers"}
     formats = list(folders) if settings.format == BOTH_FORMATS else [settings.format]
+    for name in formats:
+        ADAPTER_FORMATS[name](content.tensors)  # costs nothing, and raises before one of two files is written
     return tuple(write_adapter(content, folders[name], settings.name, name, settings.dtype) for name in formats)
 
 
