@@ -13,7 +13,7 @@ from ..trainer_core.lumina2.model_files import Lumina2Model
 from ..trainer_core.validation.settings import ValidationSettings
 from . import file_watch, host, sockets
 from .forecasts import FORECASTER
-from .widgets import build_widgets
+from .widgets import build_widgets, check_widgets
 
 
 class CacheLatents(io.ComfyNode):
@@ -74,6 +74,10 @@ class CacheTextEmbeds(io.ComfyNode):
             outputs=[sockets.Embeds.Output(display_name="embeds", tooltip="For embeds of a Train node.")],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
         )
+
+    @classmethod
+    def validate_inputs(cls, **widgets: Any) -> bool:
+        return check_widgets(steps.CacheTextEmbedsSettings, widgets)
 
     @classmethod
     def fingerprint_inputs(cls, **widgets: Any) -> int:

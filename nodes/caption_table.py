@@ -10,7 +10,7 @@ from ..trainer_core.caption_table import CaptionTableSettings, read_caption_tabl
 from ..trainer_core.data.folder import Dataset
 from ..trainer_core.lumina2.model_files import Lumina2Model
 from . import host, sockets
-from .widgets import build_widgets
+from .widgets import build_widgets, check_widgets
 
 
 class CaptionTable(io.ComfyNode):
@@ -43,6 +43,10 @@ class CaptionTable(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, **widgets: Any) -> bool:
+        return check_widgets(CaptionTableSettings, widgets)
 
     @classmethod
     def execute(cls, dataset: Dataset, model: Lumina2Model | None = None, **widgets: Any) -> io.NodeOutput:

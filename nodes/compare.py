@@ -11,7 +11,7 @@ from ..trainer_core.job import Adapter
 from ..trainer_core.lumina2.model_files import Lumina2Model
 from . import host, sockets
 from .pictures import read_images
-from .widgets import build_widgets
+from .widgets import build_widgets, check_widgets
 
 
 class Compare(io.ComfyNode):
@@ -40,6 +40,10 @@ class Compare(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, **widgets: Any) -> bool:
+        return check_widgets(CompareSettings, widgets)
 
     @classmethod
     def execute(cls, model: Lumina2Model, adapter: Adapter, **widgets: Any) -> io.NodeOutput:

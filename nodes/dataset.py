@@ -11,7 +11,7 @@ from ..trainer_core.data.folder import Dataset, DatasetFolderSettings
 from ..trainer_core.dataset_report import DatasetReport
 from . import host, sockets
 from .pictures import read_images
-from .widgets import build_widgets
+from .widgets import build_widgets, check_widgets
 
 
 def report_outputs() -> list[Any]:
@@ -52,8 +52,9 @@ class DatasetFolder(io.ComfyNode):
         )
 
     @classmethod
-    def validate_inputs(cls, folder: str | None = None) -> bool | str:
-        return host.check_dataset_folder(folder)
+    def validate_inputs(cls, **widgets: Any) -> bool:
+        host.check_dataset_folder(widgets.get("folder"))
+        return check_widgets(DatasetFolderSettings, widgets)
 
     @classmethod
     def fingerprint_inputs(cls, **widgets: Any) -> str:

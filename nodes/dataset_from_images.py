@@ -11,7 +11,7 @@ from ..trainer_core.data.folder import Dataset
 from ..trainer_core.dataset_from_images import DatasetFromImagesSettings, read_dataset_from_images
 from . import file_watch, host, sockets
 from .dataset import report_outputs, show_report
-from .widgets import build_widgets
+from .widgets import build_widgets, check_widgets
 
 
 class DatasetFromImages(io.ComfyNode):
@@ -38,6 +38,10 @@ class DatasetFromImages(io.ComfyNode):
             is_output_node=True,
             is_input_list=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, **inputs: Any) -> bool:
+        return check_widgets(DatasetFromImagesSettings, {name: values[0] for name, values in inputs.items()})
 
     @classmethod
     def fingerprint_inputs(cls, name: list[str | None] | None = None, **widgets: Any) -> int:

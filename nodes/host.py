@@ -249,15 +249,15 @@ def _fingerprint(paths: Iterable[Path]) -> str:
     return f"{len(stats)}:{sum(s.st_size for s in stats)}:{newest}"
 
 
-def check_dataset_folder(folder: str | None) -> bool | str:
-    """True, or why this machine can't or won't read the folder; a linked folder is checked when it is read."""
-    if folder is None or folder == DEMO_FOLDER:
-        return True
-    try:
-        build_context().resolve_inside_roots(folder, "folder")
-    except TrainerError as error:
-        return str(error)
-    return True
+def check_dataset_folder(folder: str | None) -> None:
+    """Refuse a folder that this machine can't or won't read; a linked folder is checked when it is read.
+
+    Raises:
+        ValueError: Why.
+    """
+    if folder is not None and folder != DEMO_FOLDER:
+        with readable_errors():
+            build_context().resolve_inside_roots(folder, "folder")
 
 
 def view_of(path: Path) -> dict[str, str]:

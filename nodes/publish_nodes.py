@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..trainer_core.publish.settings import HubSettings, TrackingSettings
 from . import host, sockets
 from .settings_nodes import CATEGORY
-from .widgets import build_widgets
+from .widgets import build_widgets, check_widgets
 
 
 class Tracking(io.ComfyNode):
@@ -28,6 +28,10 @@ class Tracking(io.ComfyNode):
             inputs=build_widgets(TrackingSettings),
             outputs=[sockets.Tracking.Output(display_name="tracking", tooltip="For tracking of a Train node.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, **widgets: Any) -> bool:
+        return check_widgets(TrackingSettings, widgets)
 
     @classmethod
     def execute(cls, **widgets: Any) -> io.NodeOutput:
@@ -51,6 +55,10 @@ class HubUpload(io.ComfyNode):
             inputs=build_widgets(HubSettings),
             outputs=[sockets.Hub.Output(display_name="hub", tooltip="For hub of a Train node.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, **widgets: Any) -> bool:
+        return check_widgets(HubSettings, widgets)
 
     @classmethod
     def execute(cls, **widgets: Any) -> io.NodeOutput:

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..trainer_core import steps
 from ..trainer_core.job import Adapter
 from . import host, sockets
-from .widgets import build_widgets
+from .widgets import build_widgets, check_widgets
 
 
 class SaveAdapter(io.ComfyNode):
@@ -30,6 +30,10 @@ class SaveAdapter(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, **widgets: Any) -> bool:
+        return check_widgets(steps.SaveAdapterSettings, widgets)
 
     @classmethod
     def execute(cls, adapter: Adapter, **widgets: Any) -> io.NodeOutput:

@@ -9,7 +9,7 @@ from comfy_api.latest import io
 from ..trainer_core import steps
 from ..trainer_core.lumina2.model_files import Lumina2Model
 from . import host, sockets
-from .widgets import build_widgets
+from .widgets import build_widgets, check_widgets
 
 
 class SaveModel(io.ComfyNode):
@@ -32,6 +32,10 @@ class SaveModel(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, **widgets: Any) -> bool:
+        return check_widgets(steps.SaveModelSettings, widgets)
 
     @classmethod
     def execute(cls, model: Lumina2Model, **widgets: Any) -> io.NodeOutput:

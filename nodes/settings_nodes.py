@@ -15,7 +15,7 @@ from ..trainer_core.training.settings import OptimizerSettings as OptimizerSetti
 from ..trainer_core.validation.settings import ValidationSettings
 from . import host, sockets
 from .prompt_library import fingerprint_prompt_library
-from .widgets import build_widgets
+from .widgets import build_widgets, check_widgets
 
 CATEGORY = "Lumina2 Trainer/settings"
 
@@ -37,6 +37,10 @@ class LoRASettings(io.ComfyNode):
                 )
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, **widgets: Any) -> bool:
+        return check_widgets(LoRASettingsValues, widgets)
 
     @classmethod
     def fingerprint_inputs(cls, **widgets: Any) -> str:
@@ -70,6 +74,10 @@ class LyCORISSettings(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, **widgets: Any) -> bool:
+        return check_widgets(LyCORISSettingsValues, widgets)
+
+    @classmethod
     def fingerprint_inputs(cls, **widgets: Any) -> str:
         return host.fingerprint_lora(widgets.get("start_from"))
 
@@ -96,6 +104,10 @@ class OptimizerSettings(io.ComfyNode):
                 )
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, **widgets: Any) -> bool:
+        return check_widgets(OptimizerSettingsValues, widgets)
 
     @classmethod
     def execute(cls, **widgets: Any) -> io.NodeOutput:
@@ -125,6 +137,10 @@ class NoiseSchedule(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, **widgets: Any) -> bool:
+        return check_widgets(NoiseSettings, widgets)
+
+    @classmethod
     def execute(cls, **widgets: Any) -> io.NodeOutput:
         with host.readable_errors():
             return io.NodeOutput(NoiseSettings(**widgets))
@@ -147,6 +163,10 @@ class ValidationPrompts(io.ComfyNode):
                 )
             ],
         )
+
+    @classmethod
+    def validate_inputs(cls, **widgets: Any) -> bool:
+        return check_widgets(ValidationSettings, widgets)
 
     @classmethod
     def fingerprint_inputs(cls, **widgets: Any) -> str:
@@ -175,6 +195,10 @@ class Checkpoints(io.ComfyNode):
         )
 
     @classmethod
+    def validate_inputs(cls, **widgets: Any) -> bool:
+        return check_widgets(CheckpointSettings, widgets)
+
+    @classmethod
     def execute(cls, **widgets: Any) -> io.NodeOutput:
         with host.readable_errors():
             return io.NodeOutput(CheckpointSettings(**widgets))
@@ -196,6 +220,10 @@ class Rollout(io.ComfyNode):
             inputs=build_widgets(RolloutSettings),
             outputs=[sockets.Rollout.Output(display_name="rollout", tooltip="For rollout of a Train node.")],
         )
+
+    @classmethod
+    def validate_inputs(cls, **widgets: Any) -> bool:
+        return check_widgets(RolloutSettings, widgets)
 
     @classmethod
     def execute(cls, **widgets: Any) -> io.NodeOutput:

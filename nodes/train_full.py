@@ -14,7 +14,7 @@ from . import file_watch, host, sockets
 from .host_values import to_loss_map
 from .pictures import read_images
 from .train_schema import data_inputs, report_outputs, settings_inputs
-from .widgets import build_widgets
+from .widgets import build_widgets, check_widgets
 
 
 class TrainFullModel(io.ComfyNode):
@@ -42,6 +42,10 @@ class TrainFullModel(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, **widgets: Any) -> bool:
+        return check_widgets(TrainFullSettings, widgets)
 
     @classmethod
     def fingerprint_inputs(cls, **widgets: Any) -> int:

@@ -14,7 +14,7 @@ from . import file_watch, host, sockets
 from .host_values import read_lora, to_loss_map
 from .pictures import read_images
 from .train_schema import data_inputs, report_outputs, settings_inputs
-from .widgets import build_widgets
+from .widgets import build_widgets, check_widgets
 
 
 class TrainLoRA(io.ComfyNode):
@@ -52,6 +52,10 @@ class TrainLoRA(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, **widgets: Any) -> bool:
+        return check_widgets(TrainLoRASettings, widgets)
 
     @classmethod
     def fingerprint_inputs(cls, **widgets: Any) -> int:

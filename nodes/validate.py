@@ -13,7 +13,7 @@ from ..trainer_core.validation.settings import ValidateSettings
 from . import host, sockets
 from .pictures import read_images
 from .prompt_library import fingerprint_prompt_library
-from .widgets import build_widgets
+from .widgets import build_widgets, check_widgets
 
 
 class Validate(io.ComfyNode):
@@ -43,6 +43,10 @@ class Validate(io.ComfyNode):
             hidden=[io.Hidden.unique_id],
             is_output_node=True,
         )
+
+    @classmethod
+    def validate_inputs(cls, **widgets: Any) -> bool:
+        return check_widgets(ValidateSettings, widgets)
 
     @classmethod
     def fingerprint_inputs(cls, **widgets: Any) -> str:

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainer_core.settings import SettingField, describe_settings
+from ..trainer_core.settings import SettingField, check_known, describe_settings
+from . import host
 
 
 def build_widgets(
@@ -22,6 +24,26 @@ def build_widgets(
     extra = choices or {}
     fields = [field for field in describe_settings(settings_class) if not only or field.name in only]
     return [_build_widget(field, extra.get(field.name, field.choices)) for field in fields]
+
+
+def check_widgets(settings_class: type, inputs: Mapping[str, Any]) -> bool:
+    """Refuse a prompt whose widgets no step would take; for `validate_inputs`, where it takes the place of the limits.
+
+    It raises, for ComfyUI 0.3.64 and 0.33 show a sentence that is returned once for each input.
+
+    Args:
+        settings_class: A settings dataclass of trainer_core.
+        inputs: Of the node; None where another node gives the value.
+
+    Returns:
+        True.
+
+    Raises:
+        ValueError: What is wrong.
+    """
+    with host.readable_errors():
+        check_known(settings_class, inputs)
+    return True
 
 
 def _build_widget(field: SettingField, choices: Sequence[str]) -> io.Input:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -61,6 +62,19 @@ def test_scores_are_in_log_event_and_result_and_training_stays_the_same(with_cli
     plain = with_clip.moved_to(tmp_path / "plain").train(validation=replace(SCORED, clip_model=""))
     assert plain.losses == result.losses and plain.scores == ""
     assert with_clip.train(validation=SCORED).scores == result.scores
+
+
+def test_a_model_that_cannot_be_loaded_does_not_end_the_run(with_clip: Setup) -> None:
+    folder = with_clip.context.roots[0] / "broken_clip"
+    shutil.copytree(with_clip.context.roots[0] / "tiny_clip", folder)
+    (folder / "model.safetensors").write_bytes(b"no weights")
+    events: list[Event] = []
+    result = with_clip.with_events(events).train(validation=replace(SCORED, clip_model="broken_clip"))
+    assert Path(result.adapter.path).is_file() and result.scores == ""
+    notices = [event.data for event in events if event.kind == "notice"]
+    assert [notice["level"] for notice in notices] == ["warning", "warning"]
+    assert notices[0]["message"].startswith("pictures of step 3 were not scored: clip_model broken_clip cannot be load")
+    assert len([event for event in events if event.kind == "validation"]) == 2
 
 
 def test_validate_scores_what_it_drew(with_clip: Setup) -> None:

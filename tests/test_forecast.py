@@ -117,6 +117,19 @@ def test_what_keeps_a_run_from_starting(collect: Callable[..., Any], changes: di
         plan_workflow(read(content), collect([]))
 
 
+@pytest.mark.parametrize(
+    ("changes", "problem"),
+    [({"run_name": "my cat"}, "run_name is 'my cat': use letters"), ({"memory": "much"}, "memory is 'much'")],
+)
+def test_what_is_wrong_with_trains_own_settings_is_forecast(
+    collect: Callable[..., Any], changes: dict[str, Any], problem: str
+) -> None:
+    workflow = read(prompt(**changes))
+    (forecast,) = forecast_runs(workflow, collect([]), known={})
+    assert (forecast.node, forecast.plan) == ("7", None) and problem in forecast.problem
+    assert not forecast_runs(workflow, collect([]), known={}, wanted=())
+
+
 def test_pictures_without_captions_are_found_before_they_are_encoded(
     collect: Callable[..., Any], files: Path, tmp_path: Path
 ) -> None:

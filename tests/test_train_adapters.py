@@ -89,9 +89,11 @@ def test_metadata_names_the_kind(fresh: Setup) -> None:
 
 def test_kinds_that_diffusers_cannot_load_are_refused_there(fresh: Setup) -> None:
     result = fresh.train(RANKED, adapter_settings=LyCORISSettings())
-    settings = steps.SaveAdapterSettings(format="diffusers")
-    with pytest.raises(TrainerError, match="diffusers loads only plain LoRAs, but this adapter has lokr_w"):
-        steps.save_adapter(settings, adapter=result.adapter, context=fresh.context)
+    for format in ("diffusers", "both"):
+        settings = steps.SaveAdapterSettings(name="unfit", format=format)
+        with pytest.raises(TrainerError, match="diffusers loads only plain LoRAs, but this adapter has lokr_w"):
+            steps.save_adapter(settings, adapter=result.adapter, context=fresh.context)
+    assert not list(fresh.context.loras_dir.glob("unfit*")), "one of two files was written"
     saved = steps.save_adapter(steps.SaveAdapterSettings(), adapter=result.adapter, context=fresh.context)
     assert load_file(saved[0])
 

@@ -13,7 +13,7 @@ from .data.caption_rows import CaptionCounter, count_marks, list_caption_rows, t
 from .data.folder import Dataset
 from .data.scan import scan_dataset
 from .lumina2.model_files import Lumina2Model
-from .lumina2.prompts import MAX_PROMPT_TOKENS, build_prompt, resolve_system_prompt
+from .lumina2.prompts import MAX_PROMPT_TOKENS, build_prompt, check_system_prompt, resolve_system_prompt
 from .settings import check_settings, same_as
 from .steps import CacheTextEmbedsSettings
 
@@ -32,6 +32,7 @@ class CaptionTableSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        check_system_prompt(self.system_prompt, self.custom_system_prompt)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -18,8 +18,6 @@ if TYPE_CHECKING:  # torch takes seconds to import, and --help does not need it
 
 EXIT_STOPPED = 130
 """As a shell reports a program ended by Ctrl-C."""
-PATH_INPUTS = (".folder", ".mask_folder", ".prompt_library", ".base", ".text_encoder", ".vae", ".clip_model")
-"""Inputs whose values, typed on the command line, are allowed paths."""
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -128,11 +126,12 @@ def _plan_workflow(options: argparse.Namespace) -> None:
 def _open_workflow(options: argparse.Namespace, should_stop: Callable[[], bool]) -> tuple[Workflow, StepContext]:
     """The file with the values typed, and the surroundings it is run in."""
     from .console import ConsoleReporter
-    from .headless import make_context, split_assignments
+    from .headless import find_typed_paths, make_context, split_assignments
     from .workflow import read_workflow, with_values
 
     assignments = split_assignments(options.set)
-    workflow = with_values(read_workflow(options.workflow), assignments)
+    paths = find_typed_paths(assignments)
+    workflow = with_values(read_workflow(options.workflow), {**assignments, **paths})
     for node in workflow.left_out if launched_index() == 0 else ():
         print(f"left out: node {node} needs ComfyUI", file=sys.stderr)
     context = make_context(
@@ -140,7 +139,7 @@ def _open_workflow(options: argparse.Namespace, should_stop: Callable[[], bool])
         device=options.device,
         roots=options.root,
         models=options.models,
-        trusted=[value for target, value in assignments.items() if value and target.endswith(PATH_INPUTS)],
+        trusted=paths.values(),
         emit=ConsoleReporter(),
         should_stop=should_stop,
         workflow=options.workflow.read_text(encoding="utf-8"),

@@ -112,6 +112,8 @@ def forecast_runs(
                 results[node.id] = STAND_INS[node.type](settings, context=context, **sockets)
         except TrainerError as error:
             problems[node.id] = str(error)
+            if is_wanted:
+                forecasts.append(Forecast(node=node.id, run=_run_name(node), plan=None, problem=str(error)))
             continue
         if step.make_job is not None and is_wanted:
             make_job = partial(step.make_job, settings, context=context)

@@ -2,20 +2,36 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 import torch
 
 from .context import StepContext
+from .data.folder import DEMO_FOLDER
 from .errors import TrainerError
 from .events import Event
 from .launch import local_index, num_launched
+from .lumina2.base_files import DEMO_BASE, FROM_BASE
 from .processes import Processes
 
 MODEL_KINDS = ("checkpoints", "diffusion_models", "diffusers", "text_encoders", "vae", "loras")
 """Subfolders of a ComfyUI models folder."""
+PATH_INPUTS = (
+    ".folder",
+    ".mask_folder",
+    ".prompt_library",
+    ".base",
+    ".text_encoder",
+    ".vae",
+    ".clip_model",
+    ".start_from",
+)
+"""Inputs whose values, typed on the command line, are allowed paths."""
+NO_PATHS = ("", DEMO_FOLDER, DEMO_BASE, FROM_BASE)
+"""Values of theirs that stand for something else."""
 
 
 def make_context(
@@ -110,3 +126,17 @@ def split_assignments(texts: Sequence[str]) -> dict[str, str]:
             raise TrainerError(f"--set {text!r}: write NODE.INPUT=VALUE, such as 5.steps=200")
         assignments[target] = value
     return assignments
+
+
+def find_typed_paths(assignments: Mapping[str, str]) -> dict[str, str]:
+    """The assignments that are paths, absolute if they lead somewhere from the current folder.
+
+    Args:
+        assignments: Text by "NODE.INPUT".
+    """
+    typed = {}
+    for target, value in assignments.items():
+        if target.endswith(PATH_INPUTS) and value not in NO_PATHS:
+            path = os.path.abspath(os.path.expanduser(value))
+            typed[target] = path if os.path.exists(path) else value
+    return typed

@@ -17,7 +17,7 @@ from .training.optimizers import OPTIMIZERS
 from .training.rollout_settings import RolloutSettings
 from .training.settings import CheckpointSettings, OptimizerSettings
 from .validation.settings import ValidationSettings
-from .weight_names import EMA
+from .weight_names import BEST, EMA
 
 RESERVED_RUN_NAMES = frozenset({"cache", "datasets", "diffusers", "validations"})
 """Folders beside the runs that hold something else."""
@@ -128,16 +128,8 @@ class TrainJob:
                 f"start_step of Rollout is {self.rollout.start_step} but the run has only {self.train.steps} steps:"
                 " lower it, or disconnect Rollout"
             )
-        if self.hub and self.hub.push == AT_CHECKPOINTS and not self.checkpoints.checkpoint_step_interval:
-            raise TrainerError(
-                'push is "checkpoints" but checkpoint_step_interval is 0, so there are none before the end:'
-                ' choose push "end", or raise checkpoint_step_interval in Checkpoints and EMA'
-            )
-        if self.hub and self.hub.weights == EMA and not self.checkpoints.use_ema:
-            raise TrainerError(
-                'weights of Hub Upload is "ema" but use_ema is off, so there is no average to send: turn use_ema on in'
-                ' Checkpoints and EMA, or choose "live"'
-            )
+        if self.hub is not None:
+            _check_hub(self.hub, self.checkpoints, self.validation)
         if self.checkpoints.use_ema and OPTIMIZERS[self.train.optimizer].averages:
             raise TrainerError(
                 f"use_ema is on, but optimizer {self.train.optimizer} averages the weights itself:"
@@ -150,6 +142,29 @@ class TrainJob:
             )
         full_precision = self.model.precision if self.adapter is None else None
         check_optimizer(self.train.optimizer, self.train.learning_rate, self.optimizer, full_precision=full_precision)
+
+
+def _check_hub(hub: HubSettings, checkpoints: CheckpointSettings, validation: ValidationSettings | None) -> None:
+    if hub.push == AT_CHECKPOINTS and not checkpoints.checkpoint_step_interval:
+        raise TrainerError(
+            'push is "checkpoints" but checkpoint_step_interval is 0, so there are none before the end:'
+            ' choose push "end", or raise checkpoint_step_interval in Checkpoints and EMA'
+        )
+    if hub.weights == EMA and not checkpoints.use_ema:
+        raise TrainerError(
+            'weights of Hub Upload is "ema" but use_ema is off, so there is no average to send: turn use_ema on in'
+            ' Checkpoints and EMA, or choose "live"'
+        )
+    if hub.weights == BEST and (validation is None or not validation.keep_best):
+        raise TrainerError(
+            'weights of Hub Upload is "best" but none are kept: connect Validation Prompts with keep_best on, or'
+            ' choose "live"'
+        )
+    if hub.weights == BEST and hub.push == AT_CHECKPOINTS:
+        raise TrainerError(
+            'weights of Hub Upload is "best" and push is "checkpoints", which hold no best weights: choose push "end",'
+            " or other weights"
+        )
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -14,7 +14,10 @@ from pathlib import Path
 from .context import StepContext
 from .data.cache import load_embeds
 from .data.index import EmbedIndex
+from .errors import TrainerError
+from .events import Event
 from .job import TrainJob
+from .out_of_memory import explained_out_of_memory
 from .run_folder import RunFolder
 from .training.memory import free_memory
 from .training.session import TrainingSession
@@ -64,11 +67,20 @@ class RunPictures:
         return self._render(self.run.samples_dir(self.session.step), weights, beside)
 
     def score(self, paths: Sequence[Path]) -> ClipReport | None:
-        """CLIP scores of pictures that `draw` gave, if that is wanted."""
-        report = report_clip_scores(self.settings, paths, self.context)
-        if report is not None:
+        """CLIP scores of pictures that `draw` gave, if that is wanted; the run goes on where they cannot be had."""
+        if not self.settings.clip_model:
+            return None
+        try:
+            with explained_out_of_memory("scoring pictures", ["set clip_device of Validation Prompts to cpu"]):
+                return report_clip_scores(self.settings, paths, self.context)
+        except TrainerError as error:
+            message = f"pictures of step {self.session.step} were not scored: {error}"
+            logger.warning("%s: %s", self.run.name, message)
+            data = {"level": "warning", "message": message}
+            self.context.emit(Event(kind="notice", run=self.run.name, data=data))
+            return None
+        finally:
             free_memory(self.context.device)
-        return report
 
     def describe(self) -> tuple[list[str], list[str]]:
         """Prompt and weights of each picture that `draw` gives."""

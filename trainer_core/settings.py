@@ -10,7 +10,7 @@ import math
 import re
 import sys
 import textwrap
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Mapping
 from typing import Any
 
 from .errors import TrainerError
@@ -131,19 +131,30 @@ def check_settings(instance: Any) -> None:
     """
     for field in describe_settings(type(instance)):
         value = getattr(instance, field.name)
-        _check_type(field, value)
-        if isinstance(field.default, float) and isinstance(value, int):
-            value = float(value)  # 16 and 16.0 are one setting: the canvas sends the former
-            object.__setattr__(instance, field.name, value)
-        if field.choices and value not in field.choices:
-            raise TrainerError(f"{field.name} is {value!r}: choose one of {', '.join(field.choices)}")
-        if isinstance(value, (int, float)) and not isinstance(value, bool):
-            if not math.isfinite(value):
-                raise TrainerError(f"{field.name} is {value}: it must be a finite number")
-            if field.minimum is not None and value < field.minimum:
-                raise TrainerError(f"{field.name} is {value}: it must be at least {field.minimum}")
-            if field.maximum is not None and value > field.maximum:
-                raise TrainerError(f"{field.name} is {value}: it must be at most {field.maximum}")
+        _check_value(field, value)
+        if isinstance(field.default, float):  # 16 and 16.0 are one setting: the canvas sends the former
+            object.__setattr__(instance, field.name, float(value))
+
+
+def check_known(settings_class: type, values: Mapping[str, Any]) -> None:
+    """Check settings as far as their values are known: together if all are, else each on its own.
+
+    Args:
+        settings_class: A settings dataclass.
+        values: By name; None is a value that is not known yet. Those left out are at their defaults, and names that
+            are no settings do not count.
+
+    Raises:
+        TrainerError: A known value is wrong, or they contradict each other.
+    """
+    fields = [field for field in describe_settings(settings_class) if field.name in values]
+    known = {field.name: values[field.name] for field in fields if values[field.name] is not None}
+    if len(known) == len(fields):
+        settings_class(**known)
+        return
+    for field in fields:
+        if field.name in known:
+            _check_value(field, known[field.name])
 
 
 def check_unused(instance: Any, names: Iterable[str], *, used: Collection[str], chooser: str) -> None:
@@ -184,6 +195,19 @@ def check_file_name(what: str, name: str) -> None:
             f"{what} is {name!r}: use letters, digits, '.', '-' and '_', starting with a letter or digit and not ending"
             " with '.'; names of Windows devices such as nul are taken"
         )
+
+
+def _check_value(field: SettingField, value: Any) -> None:
+    _check_type(field, value)
+    if field.choices and value not in field.choices:
+        raise TrainerError(f"{field.name} is {value!r}: choose one of {', '.join(field.choices)}")
+    if isinstance(value, (int, float)) and not isinstance(value, bool):
+        if not math.isfinite(value):
+            raise TrainerError(f"{field.name} is {value}: it must be a finite number")
+        if field.minimum is not None and value < field.minimum:
+            raise TrainerError(f"{field.name} is {value}: it must be at least {field.minimum}")
+        if field.maximum is not None and value > field.maximum:
+            raise TrainerError(f"{field.name} is {value}: it must be at most {field.maximum}")
 
 
 def _check_type(field: SettingField, value: Any) -> None:

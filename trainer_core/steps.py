@@ -22,7 +22,7 @@ from .lumina2.base_files import find_model_files
 from .lumina2.model_files import LoadSettings, Lumina2Model
 from .lumina2.model_layouts import MODEL_LAYOUTS
 from .lumina2.precision import PRECISIONS
-from .lumina2.prompts import SYSTEM_PROMPTS, UNCONDITIONAL, resolve_system_prompt
+from .lumina2.prompts import CUSTOM, SYSTEM_PROMPTS, UNCONDITIONAL, check_system_prompt, resolve_system_prompt
 from .out_of_memory import explained_out_of_memory
 from .results import ValidationResult
 from .run_folder import RunFolder, choose_file
@@ -53,7 +53,7 @@ class CacheLatentsSettings:
 class CacheTextEmbedsSettings:
     """Widgets of Cache Text Embeds."""
 
-    system_prompt: str = setting("superior", choices=(*SYSTEM_PROMPTS, "custom"))
+    system_prompt: str = setting("superior", choices=(*SYSTEM_PROMPTS, CUSTOM))
     """Text put before every caption; use the one your base model was trained with, and the same when you generate.
     "anime" suits Neta and NetaYume Lumina; "none" adds nothing."""
     custom_system_prompt: str = setting("", multiline=True)
@@ -63,6 +63,7 @@ class CacheTextEmbedsSettings:
 
     def __post_init__(self) -> None:
         check_settings(self)
+        check_system_prompt(self.system_prompt, self.custom_system_prompt)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -190,6 +191,8 @@ def save_adapter(settings: SaveAdapterSettings, *, adapter: Adapter, context: St
     content = read_adapter(choose_file(Path(adapter.path), settings.weights))
     folders = {"comfyui": context.loras_dir, "diffusers": context.runs_dir / "diffusers"}
     formats = list(folders) if settings.format == BOTH_FORMATS else [settings.format]
+    for name in formats:
+        ADAPTER_FORMATS[name](content.tensors)  # costs nothing, and raises before one of two files is written
     return tuple(write_adapter(content, folders[name], settings.name, name, settings.dtype) for name in formats)
 
 

@@ -11,6 +11,7 @@ from .errors import TrainerError
 from .job import TrainJob
 from .training.low_resolution import SizedSample, check_low_resolution
 from .training.optimizer_checks import check_optimizer_device
+from .weight_names import BEST
 
 
 class CheckedSample(SizedSample, Protocol):
@@ -68,6 +69,11 @@ def _check_held_out(job: TrainJob, held_out: Sequence[CheckedSample]) -> None:
         raise TrainerError(
             "is_held_out is on for a folder, but nothing says when to measure it: connect Validation Prompts (its"
             " prompts may be empty), or turn is_held_out off in Dataset Folder"
+        )
+    if not held_out and job.hub is not None and job.hub.weights == BEST:
+        raise TrainerError(
+            'weights of Hub Upload is "best" but no picture is held out to tell which are: raise held_out_share of'
+            ' Validation Prompts, turn is_held_out on for a folder, or choose "live"'
         )
 
 

@@ -71,7 +71,6 @@ def save_by_peft(network: nn.Module, path: Path) -> None:
     wrapped = get_peft_model(network, config)
     scatter(p for name, p in wrapped.named_parameters() if "lora_" in name)
     wrapped.save_pretrained(path.parent)
-    (path.parent / "adapter_model.safetensors").rename(path)
 
 
 def save_by_lycoris(network: nn.Module, path: Path) -> None:
@@ -86,7 +85,7 @@ def save_by_lycoris(network: nn.Module, path: Path) -> None:
 
 @pytest.mark.parametrize("save", [save_by_diffusers, save_by_peft, save_by_lycoris])
 def test_files_act_as_in_the_library_that_wrote_them(save: Callable[[nn.Module, Path], None], tmp_path: Path) -> None:
-    network, path = diffusers_transformer(tiny_transformer()), tmp_path / "theirs.safetensors"
+    network, path = diffusers_transformer(tiny_transformer()), tmp_path / "adapter_model.safetensors"  # peft's name
     save(network, path)
     with torch.no_grad():
         expected = run_diffusers(network, *SAMPLES)
@@ -168,6 +167,14 @@ def test_every_naming_is_read_exactly(naming: str, tmp_path: Path) -> None:
     assert set(read) == set(NATIVE)
     for name, (down, up) in fused().items():
         torch.testing.assert_close(read[name][1] @ read[name][0], scale * up @ down)
+
+
+def test_settings_of_another_adapter_in_the_folder_do_not_count(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text('{"lora_alpha": 96}')
+    tensors = name_parts(fused(), "diffusion_model.", "lora_A", "lora_B", alpha=False)
+    save_file(tensors, tmp_path / "x.safetensors")
+    for name, (_, up) in read_foreign_lora(tmp_path / "x.safetensors", tiny_transformer()).items():
+        assert torch.equal(up, tensors[f"diffusion_model.{name}.lora_B.weight"])
 
 
 @pytest.mark.parametrize("naming", NAMINGS)

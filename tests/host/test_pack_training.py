@@ -152,9 +152,8 @@ def test_lycoris_trains_on_the_canvas_or_says_what_to_install(server: HostServer
 
 
 def test_lycoris_settings_that_contradict_are_one_sentence(server: HostServer) -> None:
-    outcome = server.run_prompt(lycoris_prompt(algorithm="loha", factor=8))
-    assert outcome.kind == "execution_error"
-    assert "factor is 8 but algorithm loha does not use it" in outcome.data["exception_message"]
+    [error] = refusal_of(server, lycoris_prompt(algorithm="loha", factor=8), "kind")
+    assert error["details"].startswith("factor is 8 but algorithm loha does not use it")
 
 
 def test_lora_settings_run_in_prompts_that_do_not_know_the_newer_ones(server: HostServer) -> None:
@@ -239,10 +238,25 @@ def test_validate_shows_pictures_with_and_without_adapter(server: HostServer) ->
 
 
 def test_mistake_is_one_sentence(server: HostServer) -> None:
-    outcome = server.run_prompt(training_prompt(run_name="no/such/name"))
-    assert outcome.kind == "execution_error"
-    assert outcome.data["exception_message"].strip().startswith("run_name is 'no/such/name': use letters")
-    assert outcome.data["node_id"] == "train"
+    [error] = refusal_of(server, training_prompt(run_name="no/such/name"), "train")
+    assert error["details"].startswith("run_name is 'no/such/name': use letters")
+
+
+def test_a_name_to_save_by_is_checked_before_training(server: HostServer) -> None:
+    prompt = training_prompt(run_name="unsaved")
+    prompt["save"] = {
+        "class_type": "Lumina2SaveAdapter",
+        "inputs": {"adapter": ["train", 0], "name": "my cat/..", "format": "comfyui", "dtype": "bf16"},
+    }
+    del prompt["train"]["inputs"]["steps"]  # nothing is to be trained here
+    [error] = refusal_of(server, prompt, "save")
+    assert error["details"].startswith("name is 'my cat/..': use letters")
+
+
+def refusal_of(server: HostServer, prompt: Mapping[str, Any], node: str) -> list[Any]:
+    """What the host says of a node when the prompt is queued."""
+    _, answer = server.request("/prompt", {"prompt": prompt})
+    return answer["node_errors"][node]["errors"]
 
 
 def _stop_at_first_step(server: HostServer, run: str):

@@ -133,6 +133,21 @@ def test_what_a_stopped_run_could_not_send_goes_with_the_next_upload(fresh: Setu
     assert "checkpoints/run-000002.safetensors" in hub.repositories[REPO].files
 
 
+def test_of_checkpoints_that_could_not_be_sent_the_newest_waits(fresh: Setup, hub: HubServer) -> None:
+    settings = {
+        "hub": replace(HUB, push="checkpoints"),
+        "checkpoints": CheckpointSettings(checkpoint_step_interval=1, num_checkpoints_kept=1),
+    }
+    hub.failures = [500] * 100
+    result = fresh.train(**settings)
+    staged = Path(result.adapter.run_dir) / "hub" / "checkpoints"
+    assert [path.name for path in staged.iterdir()] == ["run-000005.safetensors"]
+    hub.failures = []
+    fresh.train(**settings)
+    assert {"checkpoints/run-000005.safetensors", "run.safetensors"} <= set(hub.repositories[REPO].files)
+    assert not list(staged.iterdir())
+
+
 def test_without_a_token_the_run_ends_well_and_says_so(
     fresh: Setup, hub: HubServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

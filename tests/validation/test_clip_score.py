@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -75,10 +76,70 @@ def context(tmp_path: Path, folder: Path) -> StepContext:
 def test_folder_is_found_among_models_and_others_are_refused(folder: Path, tmp_path: Path) -> None:
     assert find_clip_model("tiny", context(tmp_path, folder)) == folder
     (tmp_path / "empty").mkdir()
-    with pytest.raises(TrainerError, match=r"clip_model 'empty' holds no config\.json"):
+    with pytest.raises(TrainerError, match=r"clip_model 'empty' holds no config \(config\.json\)"):
         find_clip_model("empty", context(tmp_path, folder))
     with pytest.raises(TrainerError, match="clip_model 'nowhere' does not exist"):
         find_clip_model("nowhere", context(tmp_path, folder))
+
+
+@pytest.mark.parametrize(
+    ("part", "without"),
+    [
+        ("config", ["config.json"]),
+        ("weights", ["model.safetensors"]),
+        ("tokenizer", ["tokenizer.json", "merges.txt"]),
+        ("preprocessor", ["processor_config.json"]),
+    ],
+)
+def test_a_folder_that_lacks_a_part_is_refused_when_it_is_found(
+    folder: Path, tmp_path: Path, part: str, without: list[str]
+) -> None:
+    shutil.copytree(folder, tmp_path / "partial", ignore=shutil.ignore_patterns(*without))
+    with pytest.raises(TrainerError, match=f"clip_model 'partial' holds no {part} "):
+        find_clip_model("partial", context(tmp_path, folder))
+
+
+def test_another_model_is_refused(folder: Path, tmp_path: Path) -> None:
+    shutil.copytree(folder, tmp_path / "other")
+    (tmp_path / "other" / "config.json").write_text('{"model_type": "siglip"}')
+    with pytest.raises(TrainerError, match="clip_model 'other' is a model of the type 'siglip': name one of the type"):
+        find_clip_model("other", context(tmp_path, folder))
+
+
+@pytest.fixture
+def downloads(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> list[set[str]]:
+    """Names of the files of each download from a hub with some/clip and some/siglip."""
+    for kind in ("clip", "siglip"):
+        shutil.copytree(folder, tmp_path / "hub" / "some" / kind)
+        (tmp_path / "hub" / "some" / kind / "config.json").write_text(f'{{"model_type": "{kind}"}}')
+        (tmp_path / "hub" / "some" / kind / "more.safetensors").touch()
+    done: list[set[str]] = []
+
+    def download(name: str, allow_patterns: list[str]) -> str:
+        files = {path.name for path in (tmp_path / "hub" / name).iterdir() if path.name in allow_patterns}
+        (tmp_path / "cache" / name).mkdir(parents=True, exist_ok=True)
+        for file in files:
+            shutil.copy(tmp_path / "hub" / name / file, tmp_path / "cache" / name)
+        done.append(files)
+        return str(tmp_path / "cache" / name)
+
+    monkeypatch.setattr("huggingface_hub.snapshot_download", download)
+    return done
+
+
+def test_of_a_repository_only_what_scoring_needs_is_downloaded(
+    folder: Path, tmp_path: Path, downloads: list[set[str]]
+) -> None:
+    assert find_clip_model("some/clip", context(tmp_path, folder)) == tmp_path / "cache" / "some" / "clip"
+    assert downloads == [{"config.json"}, {path.name for path in folder.iterdir()}]
+
+
+def test_of_another_model_only_the_config_is_downloaded(
+    folder: Path, tmp_path: Path, downloads: list[set[str]]
+) -> None:
+    with pytest.raises(TrainerError, match="clip_model 'some/siglip' is a model of the type 'siglip'"):
+        find_clip_model("some/siglip", context(tmp_path, folder))
+    assert downloads == [{"config.json"}]
 
 
 def test_repository_that_cannot_be_reached_is_one_sentence(

@@ -43,6 +43,8 @@ PART = re.compile(
 BLOCK = re.compile(r"(layers|noise_refiner|context_refiner)[._](\d+)[._](.+)")
 PEFT_METADATA = "lora_adapter_metadata"
 """Where diffusers and SimpleTuner keep peft's settings in a file."""
+PEFT_FILE, PEFT_CONFIG = "adapter_model.safetensors", "adapter_config.json"
+"""peft's names of the weights and of the settings beside them."""
 
 
 def _flat(name: str) -> str:
@@ -86,7 +88,7 @@ class LoRAFile:
 
 
 def read_lora_file(path: Path) -> LoRAFile:
-    """Read a file, and the adapter_config.json that peft puts beside it.
+    """Read a file, and peft's settings beside it if it is named as peft names it: others lie there too.
 
     Raises:
         TrainerError: It is missing or damaged.
@@ -95,11 +97,12 @@ def read_lora_file(path: Path) -> LoRAFile:
         with safe_open(path, framework="pt") as file:
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 (not a mapping)
             metadata = file.metadata() or {}
-        beside = path.with_name("adapter_config.json")
+        beside = path.with_name(PEFT_CONFIG)
+        settings = {}
         if PEFT_METADATA in metadata:
             settings = json.loads(metadata[PEFT_METADATA])
-        else:
-            settings = json.loads(beside.read_text("utf-8")) if beside.is_file() else {}
+        elif path.name == PEFT_FILE and beside.is_file():
+            settings = json.loads(beside.read_text("utf-8"))
     except (SafetensorError, OSError, json.JSONDecodeError) as error:
         raise TrainerError(f"{path.name} cannot be read: {error}") from error
     settings = {name.removeprefix("transformer."): value for name, value in settings.items()}

@@ -129,10 +129,20 @@ class HubUpload:
         self._write_card(step, files, self._settings.repo_id)
         if self._settings.push == NEVER:
             return
-        repo_id = _with_retries(self._open_repository)
-        self._write_card(step, files, repo_id)
-        url = _with_retries(lambda: self._commit(repo_id, f"{self._source.name}, step {step}"))
+        try:
+            repo_id = _with_retries(self._open_repository)
+            self._write_card(step, files, repo_id)
+            url = _with_retries(lambda: self._commit(repo_id, f"{self._source.name}, step {step}"))
+        except Exception:
+            self._drop_older_checkpoints()
+            raise
         self._report("info", f"step {step} is on the hub: {url}")
+
+    def _drop_older_checkpoints(self) -> None:
+        """Leave only the newest to be sent later: they keep the space of checkpoints that were deleted."""
+        staged = (self._source.folder / CHECKPOINTS_FOLDER).glob("*.safetensors")
+        for path in sorted(staged, key=lambda path: int(path.stem.rpartition("-")[2]))[:-1]:
+            path.unlink()
 
     def _write_card(self, step: int, files: FinishedFiles, repo_id: str) -> None:
         pictures = []

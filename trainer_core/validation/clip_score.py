@@ -6,6 +6,7 @@ torchmetrics 1.9 computes it; transformers is needed anyway.
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 from collections.abc import Sequence
 from pathlib import Path
@@ -25,9 +26,21 @@ if TYPE_CHECKING:
 
 CLIP_DEVICES = ("cpu", "device")
 """Where pictures are scored."""
-CLIP_FILES = ("*.json", "*.safetensors", "*.txt")
-"""Of a repository: nothing that could be code or a pickle."""
-NEEDED_FILES = ("config.json", "model.safetensors")
+CONFIG_FILE = "config.json"
+NEEDED_FILES = {
+    "config": ((CONFIG_FILE,),),
+    "weights": (("model.safetensors",),),
+    "tokenizer": (("tokenizer.json",), ("vocab.json", "merges.txt")),
+    "preprocessor": (("preprocessor_config.json",), ("processor_config.json",)),
+}
+"""Part -> the sets of files that it may be."""
+CLIP_FILES = (
+    *(file for options in NEEDED_FILES.values() for files in options for file in files),
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+)
+"""What is downloaded of a repository: nothing that could be code or a pickle, and none of its other weights."""
 
 
 def find_clip_model(name: str, context: StepContext) -> Path:
@@ -38,7 +51,7 @@ def find_clip_model(name: str, context: StepContext) -> Path:
         context: Where folders are looked for.
 
     Raises:
-        TrainerError: torchmetrics is missing, or there is no such model.
+        TrainerError: torchmetrics is missing, there is no such model, it is none of CLIP's, or it lacks files.
     """
     if importlib.util.find_spec("torchmetrics") is None:
         raise TrainerError(
@@ -47,13 +60,32 @@ def find_clip_model(name: str, context: StepContext) -> Path:
         )
     folder = _find_folder(name, context)
     if folder is None:
-        folder = _download(name)
-    missing = next((file for file in NEEDED_FILES if not (folder / file).is_file()), None)
-    if missing:
-        raise TrainerError(
-            f"clip_model {name!r} holds no {missing}: name a folder with a CLIP model in transformers' format"
-        )
+        _check_config(name, _download(name, (CONFIG_FILE,)))  # before gigabytes of another model arrive
+        folder = _download(name, CLIP_FILES)
+    _check_config(name, folder)
+    for part in NEEDED_FILES:
+        _check_part(name, folder, part)
     return folder
+
+
+def _check_part(name: str, folder: Path, part: str) -> None:
+    options = NEEDED_FILES[part]
+    if not any(all((folder / file).is_file() for file in files) for files in options):
+        wanted = ", or ".join(" and ".join(files) for files in options)
+        raise TrainerError(
+            f"clip_model {name!r} holds no {part} ({wanted}): name a folder with a CLIP model in transformers' format"
+        )
+
+
+def _check_config(name: str, folder: Path) -> None:
+    _check_part(name, folder, "config")
+    try:
+        config = json.loads((folder / CONFIG_FILE).read_text(encoding="utf-8"))
+    except (OSError, ValueError) as error:
+        raise TrainerError(f"clip_model {name!r} has a {CONFIG_FILE} that cannot be read: {error}") from error
+    kind = config.get("model_type") if isinstance(config, dict) else None
+    if kind != "clip":
+        raise TrainerError(f"clip_model {name!r} is a model of the type {kind!r}: name one of the type 'clip'")
 
 
 def _find_folder(name: str, context: StepContext) -> Path | None:
@@ -70,12 +102,12 @@ def _find_folder(name: str, context: StepContext) -> Path | None:
         raise
 
 
-def _download(name: str) -> Path:
+def _download(name: str, files: Sequence[str]) -> Path:
     from huggingface_hub import snapshot_download
     from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
     try:
-        return Path(snapshot_download(name, allow_patterns=list(CLIP_FILES)))
+        return Path(snapshot_download(name, allow_patterns=list(files)))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError) as error:
         raise TrainerError(
             f"clip_model {name!r} is neither a folder here nor can it be downloaded ({type(error).__name__}): put the"
@@ -116,7 +148,7 @@ def _load(folder: Path) -> tuple[_PlainFeatures, _CuttingProcessor]:
     try:
         model = CLIPModel.from_pretrained(folder, use_safetensors=True, dtype=torch.float32).eval()
         processor = CLIPProcessor.from_pretrained(folder)
-    except (OSError, ValueError, SafetensorError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:  # RuntimeError: shapes that do not fit
         raise TrainerError(
             f"clip_model {folder.name} cannot be loaded ({str(error).splitlines()[0]}): it must hold config.json,"
             " model.safetensors, tokenizer and preprocessor of a CLIP model"

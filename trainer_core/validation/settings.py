@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from ..errors import TrainerError
-from ..lumina2.prompts import SYSTEM_PROMPTS
+from ..lumina2.prompts import CUSTOM, SYSTEM_PROMPTS, check_system_prompt
 from ..lumina2.sampling import SCHEDULES
 from ..settings import check_settings, setting
 from .clip_score import CLIP_DEVICES
@@ -67,11 +67,15 @@ class _FirstOfValidate(SamplerSettings):
 
     strength: float = setting(1.0, minimum=-10.0, maximum=10.0, step=0.05)
     """Strength of the adapter, as in ComfyUI's LoRA loaders."""
-    system_prompt: str = setting(FROM_ADAPTER, choices=(FROM_ADAPTER, *SYSTEM_PROMPTS, "custom"))
+    system_prompt: str = setting(FROM_ADAPTER, choices=(FROM_ADAPTER, *SYSTEM_PROMPTS, CUSTOM))
     """Text put before every prompt. "from adapter" is what the adapter was trained with; without an adapter, what the
     model was trained with by Train Full Model, or "superior"."""
     custom_system_prompt: str = setting("", multiline=True)
     """The system prompt when system_prompt is "custom"."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        check_system_prompt(self.system_prompt, self.custom_system_prompt)
 
 
 @dataclass(frozen=True, kw_only=True)
