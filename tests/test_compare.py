@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -67,6 +68,8 @@ def test_running_average_is_offered_where_there_is_one(fresh: Setup) -> None:
 
 def test_checkpoints_are_chosen_by_step(fresh: Setup) -> None:
     adapter = trained(fresh)
+    kept = Path(adapter.run_dir) / "checkpoints"
+    shutil.copytree(kept / "step-000004", kept / "step-000004 - Copy")
     assert list(find_checkpoints("all", adapter)) == ["2", "4", "final"]
     assert [found.step for found in find_checkpoints("4, Final", adapter).values()] == [4, 6]
     assert find_checkpoints("6", adapter) == {"6": adapter}

@@ -23,8 +23,9 @@ from .files import copy_atomically, write_safetensors_atomically
 from .held_out_watch import HeldOutWatch
 from .job import TrainJob
 from .observers import RunObserver
-from .run_folder import CLIP_SCORE, RunFolder, name_of, step_folder
+from .run_folder import CLIP_SCORE, RunFolder, name_of
 from .run_pictures import RunPictures
+from .step_folders import step_folder
 from .trained_weights import TrainedWeights
 from .training.checkpoints import WeightsFile, prune_checkpoints, save_checkpoint
 from .training.session import StepRecord, TrainingSession

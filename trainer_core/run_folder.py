@@ -12,6 +12,7 @@ from typing import Any
 
 from .errors import TrainerError
 from .files import write_bytes_atomically, write_json_atomically
+from .step_folders import list_step_folders, step_folder
 from .validation.held_out_log import HeldOutLog
 from .weight_names import BEST, EMA, suffix_of, weights_of
 
@@ -81,7 +82,7 @@ class RunFolder:
 
     def last_samples(self, weights: str | None = None) -> tuple[Path, ...]:
         """Pictures of the last validation, in the order of the prompts: of all weights, or of these."""
-        folders = sorted((self.path / "samples").glob("step-*"), key=step_of)
+        folders = list_step_folders(self.path / "samples")
         pictures = sorted(folders[-1].glob("*.png")) if folders else []
         return tuple(p for p in pictures if weights in (None, weights_of(p)))
 
@@ -147,16 +148,6 @@ def choose_file(path: Path, weights: str) -> Path:
             f' {KEPT_BY[weights]} and train again, or choose "live"'
         )
     return chosen
-
-
-def step_folder(step: int) -> str:
-    """Folder name of a step."""
-    return f"step-{step:06d}"
-
-
-def step_of(folder: Path) -> int:
-    """The step of a folder that `step_folder` named."""
-    return int(folder.name.rpartition("-")[2])
 
 
 def open_run(

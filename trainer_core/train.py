@@ -27,9 +27,10 @@ from .lumina2.base_files import load_base_transformer
 from .observers import RunObserver, observing
 from .out_of_memory import explained_out_of_memory
 from .recorder import Recorder
-from .run_folder import RunFolder, open_run, step_of
+from .run_folder import RunFolder, open_run
 from .run_memory import memory_limit, memory_remedies
 from .run_plan import RunPlan, plan_run
+from .step_folders import step_of
 from .torch_state import preserved_torch_state
 from .train_checks import check_run
 from .trained_weights import TrainedWeights, choose_trained_weights

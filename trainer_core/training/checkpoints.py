@@ -26,6 +26,7 @@ from torch import Tensor, nn
 
 from ..errors import TrainerError
 from ..files import write_json_atomically, write_safetensors_atomically
+from ..step_folders import list_step_folders
 
 logger = logging.getLogger(__name__)
 
@@ -135,8 +136,7 @@ def _parameter_indices(parameters: Mapping[str, nn.Parameter], optimizer: torch.
 
 def list_checkpoints(checkpoints_dir: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
-    whole = (path for path in checkpoints_dir.glob("step-*") if (path / STATE_JSON).exists())
-    return sorted(whole, key=lambda path: int(path.name.rpartition("-")[2]))
+    return [path for path in list_step_folders(checkpoints_dir) if (path / STATE_JSON).exists()]
 
 
 def prune_checkpoints(checkpoints_dir: Path, num_kept: int) -> None:
