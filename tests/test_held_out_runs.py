@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -130,6 +131,27 @@ def test_weights_of_the_lowest_loss_are_kept_and_can_be_saved_and_overfit_is_sai
     scores = steps.validate(settings, model=fresh.model, adapter=result.adapter, context=fresh.context).scores
     assert "OVERFIT" in scores and "since step 4" in scores
     assert steps.validate(settings, model=fresh.model, context=fresh.context).scores == ""
+
+
+def test_other_files_beside_the_best_weights_and_folders_in_use_stay(
+    fresh: Setup, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake_losses(monkeypatch, [0.9, 0.8, 0.7, 0.6])
+    true_rmtree = shutil.rmtree
+
+    def rmtree(path: Path, **options: Any) -> None:
+        if Path(path).name == "step-000002":
+            raise PermissionError(f"{path} is in use")
+        true_rmtree(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    best_dir = fresh.context.runs_dir / "run" / "best"
+    with pytest.raises(StopTraining):
+        fresh.with_stop(StopAfter(3)).train(validation=HELD_OUT)
+    (best_dir / ".DS_Store").touch()
+    fresh.train(validation=HELD_OUT)
+    assert {path.name for path in best_dir.iterdir()} == {".DS_Store", "step-000002", "step-000006"}
+    assert "step-000002 cannot be deleted now" in caplog.text
 
 
 @pytest.mark.parametrize("stop_after", [3, 5])

@@ -1,13 +1,14 @@
-"""Writing files so that a reader or a crash never meets half of one."""
+"""Writing files so that a reader or a crash never meets half of one, and deleting folders that may be in use."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,8 @@ from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -50,6 +53,15 @@ def copy_atomically(source: Path, target: Path) -> None:
     """Copy a file that may be large."""
     with source.open("rb") as content, _replacing(target) as file:
         shutil.copyfileobj(content, file, COPY_BYTES)
+
+
+def delete_folders(folders: Iterable[Path]) -> None:
+    """Delete them; what another program holds open stays for now, and is logged."""
+    for folder in folders:
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            logger.warning("%s cannot be deleted now: %s", folder, error)
 
 
 def find_free_path(folder: Path, name: str, ending: str) -> Path:

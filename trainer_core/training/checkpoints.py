@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import functools
 import json
-import logging
 import operator
 import os
 import shutil
@@ -25,10 +24,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import TrainerError
-from ..files import write_json_atomically, write_safetensors_atomically
+from ..files import delete_folders, write_json_atomically, write_safetensors_atomically
 from ..step_folders import list_step_folders
-
-logger = logging.getLogger(__name__)
 
 STATE_TENSORS = "training_state.safetensors"
 STATE_JSON = "training_state.json"
@@ -141,11 +138,7 @@ def list_checkpoints(checkpoints_dir: Path) -> list[Path]:
 
 def prune_checkpoints(checkpoints_dir: Path, num_kept: int) -> None:
     """Delete all but the newest, and what a crash left behind; what another program holds open stays for now."""
-    for path in [*list_checkpoints(checkpoints_dir)[:-num_kept], *checkpoints_dir.glob(".step-*.tmp")]:
-        try:
-            shutil.rmtree(path)
-        except OSError as error:
-            logger.warning("%s cannot be deleted now: %s", path, error)
+    delete_folders([*list_checkpoints(checkpoints_dir)[:-num_kept], *checkpoints_dir.glob(".step-*.tmp")])
 
 
 def load_checkpoint(
