@@ -96,6 +96,7 @@ class TrainingSession:
     base_only: BaseOnly | None = None
     """Switches off what is trained; regularisation samples need it."""
     stream: Stream = field(init=False)
+    _is_ending_step: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         max_grad_norm = self.plan.optimizer.max_grad_norm
@@ -143,8 +144,8 @@ class TrainingSession:
 
     @property
     def is_consistent(self) -> bool:
-        """False while some weights are of this step and others of the last."""
-        return self._update.is_consistent
+        """False while some of weights, average and `step` are of this step and others of the last."""
+        return self._update.is_consistent and not self._is_ending_step
 
     @property
     def views(self) -> tuple[WeightView, ...]:
@@ -186,10 +187,12 @@ class TrainingSession:
             num_rolled += batch.num_rolled
         *sample_losses, norm = torch.cat([*losses, self._update.measure()[None]]).tolist()  # the step's one wait
         self._check_finite(step, sample_losses, norm, ids)
+        self._is_ending_step = True
         self._update.apply()
         if self.ema is not None:
             self.ema.update(self.parameters, step)
         self.step = step
+        self._is_ending_step = False
         extra_losses = list(itertools.compress(sample_losses, is_extra))
         is_own = [not extra for extra in is_extra]
         sample_losses, timesteps = (list(itertools.compress(x, is_own)) for x in (sample_losses, timesteps))
