@@ -56,6 +56,7 @@ def describe_job(job: TrainJob, num_samples: int, device: str) -> dict[str, Any]
     """What job.json holds: every setting, the versions, the fingerprints."""
     return {
         **dataclasses.asdict(job),
+        "fingerprint": fingerprint_job(job),
         "num_samples": num_samples,
         "device": device,
         "versions": package_versions(),

@@ -76,6 +76,17 @@ class RunFolder:
         """Whether the run has come to its end, of whichever kind it is."""
         return any((self.path / "final" / name).exists() for name in (ADAPTER_FILE, MODEL_FILE))
 
+    def write_job(self, job: Mapping[str, Any], workflow: str) -> None:
+        """Say what the run is made of and how it is watched.
+
+        Args:
+            job: What job.json holds, see `job_record.describe_job`.
+            workflow: JSON text of the graph; if empty, that of before stays.
+        """
+        if workflow:
+            write_bytes_atomically(self.path / "workflow.json", workflow.encode())
+        write_json_atomically(self.job_path, job)
+
     def samples_dir(self, step: int) -> Path:
         """Validation pictures of one step."""
         return self.path / "samples" / step_folder(step)
@@ -150,9 +161,7 @@ def choose_file(path: Path, weights: str) -> Path:
     return chosen
 
 
-def open_run(
-    runs_dir: Path, run_name: str, fingerprint: str, job: Mapping[str, Any], workflow: str, weights_file: str
-) -> RunFolder:
+def open_run(runs_dir: Path, run_name: str, job: Mapping[str, Any], workflow: str, weights_file: str) -> RunFolder:
     """The folder of a job: the one it was started in, or a new one.
 
     Another job under the same name is left alone: the new one gets `<name>-2`, `-3` and so on.
@@ -160,8 +169,7 @@ def open_run(
     Args:
         runs_dir: Parent of all runs.
         run_name: As the user typed it.
-        fingerprint: Identifies the job; see `job_record.fingerprint_job`.
-        job: What job.json holds.
+        job: What job.json holds; its fingerprint identifies it.
         workflow: JSON text of the graph, or empty.
         weights_file: What the run will give, see RunFolder.
 
@@ -172,16 +180,14 @@ def open_run(
     pattern = re.compile(re.escape(run_name) + r"(?:-(\d+))?", re.IGNORECASE)  # some disks ignore case
     taken = {path.name.casefold(): path for path in runs_dir.iterdir() if pattern.fullmatch(path.name)}
     for path in sorted(taken.values()):
-        if _fingerprint_of(path) == fingerprint:
+        if _fingerprint_of(path) == job["fingerprint"]:
             return RunFolder(path=path, weights_file=weights_file)
     number = 1
     while (name := run_name if number == 1 else f"{run_name}-{number}").casefold() in taken:
         number += 1
     run = RunFolder(path=runs_dir / name, weights_file=weights_file)
     run.path.mkdir()
-    if workflow:
-        write_bytes_atomically(run.path / "workflow.json", workflow.encode())
-    write_json_atomically(run.job_path, {**job, "fingerprint": fingerprint})
+    run.write_job(job, workflow)
     return run
 
 

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 from filelock import FileLock, Timeout
@@ -22,7 +23,7 @@ from .data.sample_sizes import size_of
 from .errors import StopTraining, TrainerError
 from .events import Event
 from .job import TrainJob
-from .job_record import describe_job, fingerprint_job
+from .job_record import describe_job
 from .lumina2.base_files import load_base_transformer
 from .observers import RunObserver, observing
 from .out_of_memory import explained_out_of_memory
@@ -71,10 +72,9 @@ def train(job: TrainJob, context: StepContext) -> tuple[RunFolder, bool]:
     )
     record = describe_job(job, len(samples), str(context.device))
     weights = choose_trained_weights(job)
-    identity = fingerprint_job(job)
-    run = open_run(context.runs_dir, job.train.run_name, identity, record, context.workflow, weights.file_name)
+    run = open_run(context.runs_dir, job.train.run_name, record, context.workflow, weights.file_name)
     with observing(job, run, latents, embeds, context) as observers:
-        was_finished = _train_or_reuse(job, weights, run, samples, held_out, embeds, observers, context)
+        was_finished = _train_or_reuse(job, record, weights, run, samples, held_out, embeds, observers, context)
         for observer in observers:
             observer.finished()
     final_path = run.final_path.relative_to(run.path)
@@ -85,6 +85,7 @@ def train(job: TrainJob, context: StepContext) -> tuple[RunFolder, bool]:
 
 def _train_or_reuse(
     job: TrainJob,
+    record: Mapping[str, Any],
     weights: TrainedWeights,
     run: RunFolder,
     samples: Sequence[TrainingSample],
@@ -100,6 +101,7 @@ def _train_or_reuse(
             if was_finished:
                 _tell_of_other_validation(run, job)
             else:
+                run.write_job(record, context.workflow)  # how it is watched may have changed
                 with preserved_torch_state(context.device):
                     _train_to_end(job, weights, run, samples, held_out, embeds, observers, context)
             return was_finished
