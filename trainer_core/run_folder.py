@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -122,8 +122,15 @@ class RunFolder:
 
     def truncate_log(self, step: int) -> None:
         """Drop what was logged after the checkpoint a run resumes from."""
-        kept = [record for record in self.read_log() if record["step"] <= step]
-        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
+        self._write_log([record for record in self.read_log() if record["step"] <= step])
+
+    def extend_log(self, step: int, facts: Mapping[str, Any]) -> None:
+        """Add to the line of an optimizer step what was found out later."""
+        records = self.read_log()
+        self._write_log([{**r, **facts} if r["step"] == step and is_step(r) else r for r in records])
+
+    def _write_log(self, records: Sequence[Mapping[str, Any]]) -> None:
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         write_bytes_atomically(self.log_path, text.encode())
 
     def losses(self) -> tuple[float, ...]:
