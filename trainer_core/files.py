@@ -55,6 +55,20 @@ def copy_atomically(source: Path, target: Path) -> None:
         shutil.copyfileobj(content, file, COPY_BYTES)
 
 
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """A new folder under a temporary name beside it, which takes its place in the end."""
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if folder.exists():
+            shutil.rmtree(folder)
+        temporary.rename(folder)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
 def delete_folders(folders: Iterable[Path]) -> None:
     """Delete them; what another program holds open stays for now, and is logged."""
     for folder in folders:
