@@ -9,6 +9,7 @@ import torch
 from lumina2_trainer.trainer_core.files import (
     StoredTensor,
     replacing_folder,
+    write_bytes_atomically,
     write_safetensors_atomically,
 )
 from safetensors import safe_open
@@ -75,3 +76,18 @@ def test_a_new_folder_takes_the_place_of_another_and_has_its_rights(tmp_path: Pa
     with pytest.raises(OSError, match="full"), replacing_folder(folder):
         raise OSError("the disk is full")
     assert [path.name for path in folder.parent.iterdir()] == ["pictures"]
+
+
+def test_a_file_that_another_program_reads_is_replaced_once_it_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true_replace, refusals = Path.replace, [PermissionError("in use")] * 2
+
+    def replace(self: Path, target: Path) -> Path:
+        if refusals:
+            raise refusals.pop()
+        return true_replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    write_bytes_atomically(tmp_path / "log.jsonl", b"new")
+    assert (tmp_path / "log.jsonl").read_bytes() == b"new"

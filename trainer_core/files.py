@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import shutil
+import time
 import uuid
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -36,6 +37,8 @@ DTYPE_NAMES = {
 """Names of dtypes in a safetensors header."""
 COPY_BYTES = 2**24
 """Copied at once."""
+RETRY_AFTER = (0.05, 0.1, 0.2, 0.4)
+"""Seconds to wait for another program to close a file."""
 
 
 def write_bytes_atomically(path: Path, content: bytes) -> None:
@@ -63,8 +66,8 @@ def replacing_folder(folder: Path) -> Iterator[Path]:
     try:
         yield temporary
         if folder.exists():
-            shutil.rmtree(folder)
-        temporary.rename(folder)
+            _retry_while_open(lambda: shutil.rmtree(folder))
+        _retry_while_open(lambda: temporary.rename(folder))
     finally:
         shutil.rmtree(temporary, ignore_errors=True)
 
@@ -136,6 +139,18 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        _retry_while_open(lambda: temporary.replace(path))
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _retry_while_open(action: Callable[[], object]) -> None:
+    """Do it once others have closed the file: Windows refuses to replace or delete what a program is reading."""
+    for seconds in RETRY_AFTER:
+        try:
+            action()
+        except PermissionError:
+            time.sleep(seconds)
+        else:
+            return
+    action()
