@@ -14,7 +14,7 @@ from pathlib import Path
 from ..context import StepContext
 from ..errors import TrainerError
 from .caption_tables import TABLE_READERS, picture_key
-from .captions import CaptionFile, is_valid_text
+from .captions import CaptionFile, escape_invalid, is_valid_text
 from .folder import DatasetFolder, DatasetFolderSettings, open_dataset
 from .images import PICTURE_SUFFIXES
 
@@ -275,5 +275,4 @@ class _Walk:
         return path.relative_to(self.root).as_posix()
 
     def refuse(self, path: Path, reason: str) -> None:
-        name = self.name_of(path).encode("utf-8", "backslashreplace").decode()
-        self.found.refused.append(SkippedFile(name=name, reason=reason))
+        self.found.refused.append(SkippedFile(name=escape_invalid(self.name_of(path)), reason=reason))
