@@ -12,7 +12,8 @@ from typing import Any
 from PIL import Image
 
 from ..trainer_core.job import RESERVED_RUN_NAMES
-from ..trainer_core.run_folder import RunFolder, is_step, step_of
+from ..trainer_core.run_folder import RunFolder, is_step
+from ..trainer_core.step_folders import list_step_folders, step_of
 from ..trainer_core.weight_names import BASE, LIVE, weights_of
 
 MAX_CURVE_POINTS = 500
@@ -100,7 +101,7 @@ def draws_pictures(path: Path) -> bool:
 def _list_validations(run: RunFolder, view_of: Callable[[Path], dict[str, str]]) -> list[dict[str, Any]]:
     """Step, pictures, and what each was drawn from, of every validation in order."""
     found = []
-    for folder in sorted((run.path / "samples").glob("step-*"), key=step_of):
+    for folder in list_step_folders(run.path / "samples"):
         pictures = sorted(folder.glob("*.png"))
         found.append(
             {

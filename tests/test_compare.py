@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from lumina2_trainer.trainer_core.compare import CompareSettings, Comparison, compare, find_checkpoints
+from lumina2_trainer.trainer_core.data.fonts import choose_font, count_missing, list_fonts
 from lumina2_trainer.trainer_core.errors import TrainerError
 from lumina2_trainer.trainer_core.job import Adapter
 from lumina2_trainer.trainer_core.training.settings import CheckpointSettings
@@ -67,6 +69,8 @@ def test_running_average_is_offered_where_there_is_one(fresh: Setup) -> None:
 
 def test_checkpoints_are_chosen_by_step(fresh: Setup) -> None:
     adapter = trained(fresh)
+    kept = Path(adapter.run_dir) / "checkpoints"
+    shutil.copytree(kept / "step-000004", kept / "step-000004 - Copy")
     assert list(find_checkpoints("all", adapter)) == ["2", "4", "final"]
     assert [found.step for found in find_checkpoints("4, Final", adapter).values()] == [4, 6]
     assert find_checkpoints("6", adapter) == {"6": adapter}
@@ -80,6 +84,19 @@ def test_checkpoints_are_chosen_by_step(fresh: Setup) -> None:
 def test_bad_strengths_are_named(strengths: str, message: str) -> None:
     with pytest.raises(TrainerError, match=message):
         CompareSettings(strengths=strengths)
+
+
+def test_captions_in_other_scripts_are_drawn_as_letters(tmp_path: Path) -> None:
+    captions = ["\u043b\u0438\u0441\u0430", "\u0441\u0438\u043b\u0430"]
+    fonts = list_fonts(comparison_module.FONT_SIZE)
+    if count_missing(set(captions[0]), choose_font(captions[0], fonts)):
+        pytest.skip("needs a font with Cyrillic letters, such as DejaVu Sans")
+    Image.new("RGB", (64, 64), "red").save(tmp_path / "a.png")
+    drawn = []
+    for caption in captions:  # the same letters: as boxes the grids would be alike
+        comparison_module.draw_comparison({"one": [tmp_path / "a.png"]}, [caption], tmp_path / "grid.png")
+        drawn.append((tmp_path / "grid.png").read_bytes())
+    assert drawn[0] != drawn[1]
 
 
 def test_long_captions_are_cut_to_the_grid(tmp_path: Path) -> None:

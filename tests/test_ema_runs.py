@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -12,10 +13,11 @@ from lumina2_trainer.trainer_core import steps
 from lumina2_trainer.trainer_core.errors import StopTraining, TrainerError
 from lumina2_trainer.trainer_core.events import Event
 from lumina2_trainer.trainer_core.lumina2.checkpoint import read_config
-from lumina2_trainer.trainer_core.training.ema import ema_decay
+from lumina2_trainer.trainer_core.training.ema import Ema, ema_decay
 from lumina2_trainer.trainer_core.training.settings import CheckpointSettings
 from safetensors import safe_open
 from safetensors.torch import load_file
+from torch import nn
 
 from .full_setup import TRAIN_FULL, train_full
 from .lumina2.tiny_models import TINY
@@ -52,6 +54,29 @@ def test_average_of_an_adapter_is_the_average_of_its_checkpoints_and_changes_not
     assert_equal_tensors(averages, load_file(file_of(result.adapter.run_dir, 6, "adapter_ema.safetensors")))
     with safe_open(Path(result.adapter.run_dir) / "final" / "adapter_ema.safetensors", "pt") as file:
         assert file.metadata()["lumina2_trainer.weights"] == "ema"
+
+
+def test_interrupt_between_weights_and_average_saves_no_step_that_is_neither(
+    fresh: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = replace(EMA, checkpoint_step_interval=2)
+    whole = fresh.train(checkpoints=settings)
+    other = fresh.moved_to(tmp_path / "interrupted")
+    true_update = Ema.update
+
+    def update(self: Ema, parameters: Mapping[str, nn.Parameter], step: int) -> None:
+        if step == 4:
+            raise KeyboardInterrupt
+        true_update(self, parameters, step)
+
+    with monkeypatch.context() as interrupted:
+        interrupted.setattr(Ema, "update", update)
+        with pytest.raises(KeyboardInterrupt):
+            other.train(checkpoints=settings)
+    assert [path.name for path in (other.context.runs_dir / "run" / "checkpoints").iterdir()] == ["step-000002"]
+    resumed = other.train(checkpoints=settings)
+    assert resumed.losses == whole.losses
+    assert_equal_tensors(final_tensors(whole.adapter.run_dir), final_tensors(resumed.adapter.run_dir))
 
 
 @pytest.mark.parametrize("ema_device", ["device", "cpu"])

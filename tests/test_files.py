@@ -6,7 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from lumina2_trainer.trainer_core.files import StoredTensor, write_safetensors_atomically
+from lumina2_trainer.trainer_core.files import (
+    StoredTensor,
+    replacing_folder,
+    write_bytes_atomically,
+    write_safetensors_atomically,
+)
 from safetensors import safe_open
 from safetensors.torch import load_file
 
@@ -58,3 +63,31 @@ def test_a_file_that_cannot_be_finished_leaves_the_old_one(tmp_path: Path) -> No
         write_safetensors_atomically(path, {"a": StoredTensor(shape=(3,), dtype=torch.float32, read=fail)})
     assert torch.equal(load_file(path)["a"], torch.ones(3))
     assert [p.name for p in tmp_path.iterdir()] == [path.name]
+
+
+def test_a_new_folder_takes_the_place_of_another_and_has_its_rights(tmp_path: Path) -> None:
+    folder, plain = tmp_path / "new" / "pictures", tmp_path / "plain"
+    plain.mkdir()
+    for name in ("first", "second"):
+        with replacing_folder(folder) as temporary:
+            (temporary / name).touch()
+    assert [path.name for path in folder.iterdir()] == ["second"]
+    assert folder.stat().st_mode == plain.stat().st_mode
+    with pytest.raises(OSError, match="full"), replacing_folder(folder):
+        raise OSError("the disk is full")
+    assert [path.name for path in folder.parent.iterdir()] == ["pictures"]
+
+
+def test_a_file_that_another_program_reads_is_replaced_once_it_is_closed(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    true_replace, refusals = Path.replace, [PermissionError("in use")] * 2
+
+    def replace(self: Path, target: Path) -> Path:
+        if refusals:
+            raise refusals.pop()
+        return true_replace(self, target)
+
+    monkeypatch.setattr(Path, "replace", replace)
+    write_bytes_atomically(tmp_path / "log.jsonl", b"new")
+    assert (tmp_path / "log.jsonl").read_bytes() == b"new"

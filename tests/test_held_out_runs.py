@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from statistics import fmean
@@ -132,6 +133,27 @@ def test_weights_of_the_lowest_loss_are_kept_and_can_be_saved_and_overfit_is_sai
     assert steps.validate(settings, model=fresh.model, context=fresh.context).scores == ""
 
 
+def test_other_files_beside_the_best_weights_and_folders_in_use_stay(
+    fresh: Setup, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    fake_losses(monkeypatch, [0.9, 0.8, 0.7, 0.6])
+    true_rmtree = shutil.rmtree
+
+    def rmtree(path: Path, **options: Any) -> None:
+        if Path(path).name == "step-000002":
+            raise PermissionError(f"{path} is in use")
+        true_rmtree(path, **options)
+
+    monkeypatch.setattr(shutil, "rmtree", rmtree)
+    best_dir = fresh.context.runs_dir / "run" / "best"
+    with pytest.raises(StopTraining):
+        fresh.with_stop(StopAfter(3)).train(validation=HELD_OUT)
+    (best_dir / ".DS_Store").touch()
+    fresh.train(validation=HELD_OUT)
+    assert {path.name for path in best_dir.iterdir()} == {".DS_Store", "step-000002", "step-000006"}
+    assert "step-000002 cannot be deleted now" in caplog.text
+
+
 @pytest.mark.parametrize("stop_after", [3, 5])
 def test_resumed_run_measures_and_keeps_the_same(fresh: Setup, tmp_path: Path, stop_after: int) -> None:
     ema = CheckpointSettings(use_ema=True, ema_decay=0.9)
@@ -184,7 +206,7 @@ def _die_at(step: int) -> Any:
     return emit_progress
 
 
-def test_stop_during_a_measurement_keeps_the_step(fresh: Setup, tmp_path: Path) -> None:
+def test_stop_during_a_measurement_keeps_the_step_and_makes_up_for_it(fresh: Setup, tmp_path: Path) -> None:
     whole = fresh.train(validation=HELD_OUT)
     other = fresh.moved_to(tmp_path / "stopped")
     batches = NUM_DRAWS  # of the base, both pictures in one batch
@@ -193,7 +215,9 @@ def test_stop_during_a_measurement_keeps_the_step(fresh: Setup, tmp_path: Path) 
     assert [line["step"] for line in log_of(other.context.runs_dir / "run")] == [1, 2]
     resumed = other.train(validation=HELD_OUT)
     assert resumed.losses == whole.losses
-    assert [m.step for m in log(resumed.adapter.run_dir).read()] == [0, 4, 6]
+    assert log(resumed.adapter.run_dir).read() == log(whole.adapter.run_dir).read()
+    lines = [log_of(result.adapter.run_dir) for result in (whole, resumed)]
+    assert [line.get("held_out") for line in lines[0]] == [line.get("held_out") for line in lines[1]]
 
 
 def test_full_training_measures_the_base_before_it_is_gone(fresh: Setup, tmp_path: Path) -> None:

@@ -59,6 +59,7 @@ def test_sizes_unconditional_and_base_are_what_validate_draws_alone(fresh: Setup
     folder = Path(result.adapter.run_dir) / "samples" / "step-000006"
     run = RunFolder(path=Path(result.adapter.run_dir))
     assert sorted(path.stem for path in run.last_samples("live")) == sorted(stems)
+    assert folder.stat().st_mode == folder.parent.stat().st_mode, "whoever sees the run sees its pictures"
     assert {path.stem[-5:] for path in run.last_samples("base")} == {"_base"}
     base = steps.validate(
         ValidateSettings(prompts="a red square", **SETTINGS), model=fresh.model, context=fresh.context

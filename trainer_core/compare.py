@@ -14,8 +14,9 @@ from .context import StepContext
 from .errors import TrainerError
 from .job import Adapter
 from .lumina2.model_files import Lumina2Model
-from .run_folder import ADAPTER_FILE, name_of, step_of
+from .run_folder import ADAPTER_FILE, name_of
 from .settings import setting
+from .step_folders import list_step_folders, step_of
 from .validation.comparison import draw_comparison
 from .validation.settings import SamplerSettings, ValidateSettings
 from .weight_names import BEST, EMA
@@ -96,7 +97,7 @@ def find_checkpoints(wanted: str, adapter: Adapter) -> dict[str, Adapter]:
         TrainerError: One is not there; says which are.
     """
     run_dir = Path(adapter.run_dir)
-    kept = sorted(path.parent for path in run_dir.glob(f"checkpoints/step-*/{ADAPTER_FILE}"))
+    kept = [folder for folder in list_step_folders(run_dir / "checkpoints") if (folder / ADAPTER_FILE).exists()]
     known = {
         str(step_of(folder)): Adapter(path=str(folder / ADAPTER_FILE), run_dir=adapter.run_dir, step=step_of(folder))
         for folder in kept

@@ -1,13 +1,15 @@
-"""Writing files so that a reader or a crash never meets half of one."""
+"""Writing files so that a reader or a crash never meets half of one, and deleting folders that may be in use."""
 
 from __future__ import annotations
 
 import json
+import logging
 import math
 import os
 import shutil
+import time
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +17,8 @@ from typing import Any, BinaryIO
 
 import torch
 from torch import Tensor
+
+logger = logging.getLogger(__name__)
 
 DTYPE_NAMES = {
     torch.float64: "F64",
@@ -33,6 +37,8 @@ DTYPE_NAMES = {
 """Names of dtypes in a safetensors header."""
 COPY_BYTES = 2**24
 """Copied at once."""
+RETRY_AFTER = (0.05, 0.1, 0.2, 0.4)
+"""Seconds to wait for another program to close a file."""
 
 
 def write_bytes_atomically(path: Path, content: bytes) -> None:
@@ -50,6 +56,29 @@ def copy_atomically(source: Path, target: Path) -> None:
     """Copy a file that may be large."""
     with source.open("rb") as content, _replacing(target) as file:
         shutil.copyfileobj(content, file, COPY_BYTES)
+
+
+@contextmanager
+def replacing_folder(folder: Path) -> Iterator[Path]:
+    """A new folder under a temporary name beside it, which takes its place in the end."""
+    temporary = folder.with_name(f".{folder.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.mkdir(parents=True)
+    try:
+        yield temporary
+        if folder.exists():
+            _retry_while_open(lambda: shutil.rmtree(folder))
+        _retry_while_open(lambda: temporary.rename(folder))
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def delete_folders(folders: Iterable[Path]) -> None:
+    """Delete them; what another program holds open stays for now, and is logged."""
+    for folder in folders:
+        try:
+            shutil.rmtree(folder)
+        except OSError as error:
+            logger.warning("%s cannot be deleted now: %s", folder, error)
 
 
 def find_free_path(folder: Path, name: str, ending: str) -> Path:
@@ -110,6 +139,18 @@ def _replacing(path: Path) -> Iterator[BinaryIO]:
             yield file
             file.flush()
             os.fsync(file.fileno())
-        temporary.replace(path)
+        _retry_while_open(lambda: temporary.replace(path))
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def _retry_while_open(action: Callable[[], object]) -> None:
+    """Do it once others have closed the file: Windows refuses to replace or delete what a program is reading."""
+    for seconds in RETRY_AFTER:
+        try:
+            action()
+        except PermissionError:
+            time.sleep(seconds)
+        else:
+            return
+    action()

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +13,12 @@ from torch import Tensor
 from .data.batches import derive_seed
 from .data.cache import TrainingSample, load_embeds, load_latents
 from .events import Event
+from .files import delete_folders
 from .job import TrainJob
 from .lumina2.vae import VAE_SCALE
 from .lumina2.vae_sizes import LATENT_CHANNELS
 from .run_folder import RunFolder
+from .step_folders import list_step_folders
 from .training.session import TrainingSession
 from .training.weight_views import WeightView
 from .validation.held_out_log import (
@@ -117,9 +118,7 @@ class HeldOutWatch:
         path = self.run.best_path(line.step)
         self.write(view, path)
         self.log.append(line)
-        for folder in self.run.best_dir.iterdir():
-            if folder != path.parent:
-                shutil.rmtree(folder)
+        delete_folders(folder for folder in list_step_folders(self.run.best_dir) if folder != path.parent)
 
     def _tell(self, verdict: Verdict) -> None:
         """Send the numbers, and warn once of a run that overfits."""

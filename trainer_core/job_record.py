@@ -59,6 +59,7 @@ def describe_job(job: TrainJob, num_samples: int, device: str, num_processes: in
     """What job.json holds: every setting, the versions, the fingerprints."""
     return {
         **dataclasses.asdict(job),
+        "fingerprint": fingerprint_job(job, num_processes),
         "num_samples": num_samples,
         "device": device,
         "num_processes": num_processes,

@@ -23,8 +23,9 @@ from .files import copy_atomically, write_safetensors_atomically
 from .held_out_watch import HeldOutWatch
 from .job import TrainJob
 from .observers import RunObserver
-from .run_folder import CLIP_SCORE, RunFolder, name_of, step_folder
+from .run_folder import CLIP_SCORE, RunFolder, name_of
 from .run_pictures import RunPictures
+from .step_folders import step_folder
 from .trained_weights import TrainedWeights
 from .training.checkpoints import WeightsFile, prune_checkpoints, save_checkpoint
 from .training.session import TrainingSession
@@ -88,6 +89,17 @@ class Recorder:
                 before_batch=self._stop_if_asked,
             )
             self._held_out.start()
+        self._make_up()
+
+    def _make_up(self) -> None:
+        """Do what was due after the step a run goes on from and was cut short."""
+        step, validation = self.session.step, self.job.validation
+        if step == 0 or validation is None:
+            return
+        if self._held_out is not None and self._held_out.is_due(step):
+            self.run.extend_log(step, self._held_out.measure())
+        if _is_due(step, validation.every_num_steps) and not self.run.samples_dir(step).exists():
+            self.validate()
 
     def _stop_if_asked(self) -> None:
         if self.context.should_stop():
@@ -178,8 +190,6 @@ class Recorder:
     def finish(self) -> None:
         """Last checkpoint, last pictures, and the finished weights, whose presence ends the run."""
         self.save_checkpoint()
-        if self._held_out is not None:
-            self._held_out.measure()  # unless that was done after the last step
         self.validate()
         self._finish_best()
         for file in reversed(self._files()):  # the live weights last

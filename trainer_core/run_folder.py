@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from .errors import TrainerError
 from .files import write_bytes_atomically, write_json_atomically
+from .step_folders import list_step_folders, step_folder
 from .validation.held_out_log import HeldOutLog
 from .weight_names import BEST, EMA, suffix_of, weights_of
 
@@ -75,13 +76,24 @@ class RunFolder:
         """Whether the run has come to its end, of whichever kind it is."""
         return any((self.path / "final" / name).exists() for name in (ADAPTER_FILE, MODEL_FILE))
 
+    def write_job(self, job: Mapping[str, Any], workflow: str) -> None:
+        """Say what the run is made of and how it is watched.
+
+        Args:
+            job: What job.json holds, see `job_record.describe_job`.
+            workflow: JSON text of the graph; if empty, that of before stays.
+        """
+        if workflow:
+            write_bytes_atomically(self.path / "workflow.json", workflow.encode())
+        write_json_atomically(self.job_path, job)
+
     def samples_dir(self, step: int) -> Path:
         """Validation pictures of one step."""
         return self.path / "samples" / step_folder(step)
 
     def last_samples(self, weights: str | None = None) -> tuple[Path, ...]:
         """Pictures of the last validation, in the order of the prompts: of all weights, or of these."""
-        folders = sorted((self.path / "samples").glob("step-*"), key=step_of)
+        folders = list_step_folders(self.path / "samples")
         pictures = sorted(folders[-1].glob("*.png")) if folders else []
         return tuple(p for p in pictures if weights in (None, weights_of(p)))
 
@@ -110,8 +122,15 @@ class RunFolder:
 
     def truncate_log(self, step: int) -> None:
         """Drop what was logged after the checkpoint a run resumes from."""
-        kept = [record for record in self.read_log() if record["step"] <= step]
-        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in kept)
+        self._write_log([record for record in self.read_log() if record["step"] <= step])
+
+    def extend_log(self, step: int, facts: Mapping[str, Any]) -> None:
+        """Add to the line of an optimizer step what was found out later."""
+        records = self.read_log()
+        self._write_log([{**r, **facts} if r["step"] == step and is_step(r) else r for r in records])
+
+    def _write_log(self, records: Sequence[Mapping[str, Any]]) -> None:
+        text = "".join(json.dumps(record, ensure_ascii=False) + "\n" for record in records)
         write_bytes_atomically(self.log_path, text.encode())
 
     def losses(self) -> tuple[float, ...]:
@@ -149,19 +168,7 @@ def choose_file(path: Path, weights: str) -> Path:
     return chosen
 
 
-def step_folder(step: int) -> str:
-    """Folder name of a step."""
-    return f"step-{step:06d}"
-
-
-def step_of(folder: Path) -> int:
-    """The step of a folder that `step_folder` named."""
-    return int(folder.name.rpartition("-")[2])
-
-
-def open_run(
-    runs_dir: Path, run_name: str, fingerprint: str, job: Mapping[str, Any], workflow: str, weights_file: str
-) -> RunFolder:
+def open_run(runs_dir: Path, run_name: str, job: Mapping[str, Any], workflow: str, weights_file: str) -> RunFolder:
     """The folder of a job: the one it was started in, or a new one.
 
     Another job under the same name is left alone: the new one gets `<name>-2`, `-3` and so on.
@@ -169,8 +176,7 @@ def open_run(
     Args:
         runs_dir: Parent of all runs.
         run_name: As the user typed it.
-        fingerprint: Identifies the job; see `job_record.fingerprint_job`.
-        job: What job.json holds.
+        job: What job.json holds; its fingerprint identifies it.
         workflow: JSON text of the graph, or empty.
         weights_file: What the run will give, see RunFolder.
 
@@ -181,16 +187,14 @@ def open_run(
     pattern = re.compile(re.escape(run_name) + r"(?:-(\d+))?", re.IGNORECASE)  # some disks ignore case
     taken = {path.name.casefold(): path for path in runs_dir.iterdir() if pattern.fullmatch(path.name)}
     for path in sorted(taken.values()):
-        if _fingerprint_of(path) == fingerprint:
+        if _fingerprint_of(path) == job["fingerprint"]:
             return RunFolder(path=path, weights_file=weights_file)
     number = 1
     while (name := run_name if number == 1 else f"{run_name}-{number}").casefold() in taken:
         number += 1
     run = RunFolder(path=runs_dir / name, weights_file=weights_file)
     run.path.mkdir()
-    if workflow:
-        write_bytes_atomically(run.path / "workflow.json", workflow.encode())
-    write_json_atomically(run.job_path, {**job, "fingerprint": fingerprint})
+    run.write_job(job, workflow)
     return run
 
 

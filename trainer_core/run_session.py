@@ -15,8 +15,9 @@ from .data.cache import TrainingSample, load_embeds
 from .data.index import EmbedIndex
 from .job import TrainJob
 from .lumina2.base_files import load_base_transformer
-from .run_folder import RunFolder, step_of
+from .run_folder import RunFolder
 from .run_memory import memory_limit
+from .step_folders import step_of
 from .trained_weights import TrainedWeights
 from .training.checkpoints import list_checkpoints, load_checkpoint
 from .training.ema import Ema

@@ -5,10 +5,11 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 from filelock import FileLock, Timeout
 
@@ -20,7 +21,7 @@ from .data.sample_sizes import size_of
 from .errors import OtherProcessFailed, StopTraining, TrainerError
 from .events import Event
 from .job import TrainJob
-from .job_record import describe_job, fingerprint_job
+from .job_record import describe_job
 from .observers import RunObserver, observing
 from .out_of_memory import explained_out_of_memory
 from .processes import Processes
@@ -65,12 +66,11 @@ def train(job: TrainJob, context: StepContext) -> tuple[RunFolder, bool]:
     processes = context.processes
     record = describe_job(job, len(samples), str(context.device), processes.count)
     weights = choose_trained_weights(job)
-    identity = fingerprint_job(job, processes.count)
     run = processes.from_main(
-        lambda: open_run(context.runs_dir, job.train.run_name, identity, record, context.workflow, weights.file_name)
+        lambda: open_run(context.runs_dir, job.train.run_name, record, context.workflow, weights.file_name)
     )
     with observing(job, run, latents, embeds, context) if processes.is_main else nullcontext(()) as observers:
-        was_finished = _train_or_reuse(job, weights, run, samples, held_out, embeds, observers, context)
+        was_finished = _train_or_reuse(job, record, weights, run, samples, held_out, embeds, observers, context)
         for observer in observers:
             observer.finished()
     final_path = run.final_path.relative_to(run.path)
@@ -81,6 +81,7 @@ def train(job: TrainJob, context: StepContext) -> tuple[RunFolder, bool]:
 
 def _train_or_reuse(
     job: TrainJob,
+    record: Mapping[str, Any],
     weights: TrainedWeights,
     run: RunFolder,
     samples: Sequence[TrainingSample],
@@ -92,7 +93,7 @@ def _train_or_reuse(
     """Train to the end, unless that was done before; whether it was."""
     lock = FileLock(run.path / ".lock", timeout=0)
     try:
-        was_finished = context.processes.from_main(partial(_lock_and_look, lock, run))
+        was_finished = context.processes.from_main(partial(_take_over, lock, run, record, context.workflow))
         if was_finished:
             _tell_of_other_validation(run, job)
         else:
@@ -104,13 +105,16 @@ def _train_or_reuse(
         free_memory(context.device)
 
 
-def _lock_and_look(lock: FileLock, run: RunFolder) -> bool:
-    """Whether the run is finished, which nobody else can change any more."""
+def _take_over(lock: FileLock, run: RunFolder, record: Mapping[str, Any], workflow: str) -> bool:
+    """Keep other processes away; whether the run is finished."""
     try:
         lock.acquire()
     except Timeout:
         raise TrainerError(f"run {run.name!r} is being trained by another process: wait, or change run_name") from None
-    return run.final_path.exists()
+    is_finished = run.final_path.exists()
+    if not is_finished:
+        run.write_job(record, workflow)  # how it is watched may have changed
+    return is_finished
 
 
 def _train_to_end(

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import os
+import unicodedata
 from pathlib import Path
 
 import pytest
@@ -54,6 +55,23 @@ def test_captions_are_paired_by_stem_within_a_folder(tmp_path: Path, context: St
     captions = {picture.name: picture.caption_file.path for picture in listing.pictures}
     assert captions == {"a.png": folder / "a.txt", "b.png": folder / "b.TXT", "sub/a.png": None}
     assert listing.ignored == ["orphan.txt"]
+
+
+@pytest.mark.parametrize(("of_picture", "of_text"), [("NFC", "NFD"), ("NFD", "NFC")])
+def test_captions_are_paired_however_accents_are_stored(
+    tmp_path: Path, context: StepContext, of_picture: str, of_text: str
+) -> None:
+    folder = tmp_path / "input" / "set"
+    picture, text = (unicodedata.normalize(form, "caf\u00e9") for form in (of_picture, of_text))
+    write_pictures(folder, {f"{picture}.png": (8, 8)})
+    (folder / f"{picture}.txt").rename(folder / f"{text}.txt")
+    listing = listing_of(context)
+    assert [found.caption_file.path for found in listing.pictures] == [folder / f"{text}.txt"]
+    assert listing.ignored == []
+    write_pictures(folder, {f"{text}.png": (8, 8)})
+    (folder / f"{picture}.txt").write_text("of its very name")
+    found = {picture.path.stem: picture.caption_file.path for picture in listing_of(context).pictures}
+    assert found == {stem: folder / f"{stem}.txt" for stem in (picture, text)}
 
 
 def test_other_files_are_named_and_hidden_ones_left_alone(tmp_path: Path, context: StepContext) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import unicodedata
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -82,6 +83,15 @@ def test_a_folder_elsewhere_may_hold_them_with_another_ending(context: StepConte
     (tmp_path / "input/set/masks").rename(tmp_path / "input/set/.masks")
     masks = cached_masks(context, mask_folder="elsewhere")
     assert masks["1/a.png"][0].mean().item() == 0.5
+
+
+def test_a_mask_is_found_however_accents_are_stored(tmp_path: Path) -> None:
+    context = make_context(tmp_path)
+    picture, mask = (unicodedata.normalize(form, "caf\u00e9.png") for form in ("NFC", "NFD"))
+    write_pictures(tmp_path / "input/set", {picture: (64, 64)})
+    write_mask(tmp_path / "input/set/masks" / mask, 64, 64, (0, 0, 32, 64))
+    (found,) = scan_dataset(open_folder(context, mask_folder="masks"), context).pictures
+    assert found.mask is not None and found.mask.name == mask
 
 
 def test_masks_are_cropped_where_their_pictures_are(tmp_path: Path) -> None:

@@ -189,6 +189,19 @@ def test_captions_of_a_table_reach_their_pictures(folder: Path, context: StepCon
     assert "Neither picture nor caption of one" not in report
 
 
+def test_half_a_character_in_a_table_is_named(folder: Path, context: StepContext) -> None:
+    write_pictures(folder, {"a.png": (64, 64), "b.png": (64, 64)})
+    rows = [("a.png", "half \\ud83e"), ("b.png", "a whole \\ud83e\\udd8a"), ("\\ud83e.png", "no picture")]
+    text = "".join(f'{{"file_name": "{name}", "caption": "{caption}"}}\n' for name, caption in rows)
+    (folder / "table.jsonl").write_text(text)
+    scanned = scan_dataset(open_folder(context, caption_source="jsonl"), context)
+    assert [picture.caption.texts for picture in scanned.pictures] == [(), ("a whole \U0001f98a",)]
+    report = report_dataset(open_folder(context, caption_source="jsonl"), context).text
+    assert report.encode()
+    assert "1/a.png: table.jsonl line 1 holds half of a character: write the caption again" in report
+    assert "1/table.jsonl line 3: \\ud83e.png" in report
+
+
 def test_tables_that_are_not_there_are_refused(tmp_path: Path, folder: Path, context: StepContext) -> None:
     write_pictures(folder, {"a.png": (64, 64)})
     with pytest.raises(TrainerError, match=r"of files ending in \.csv 'set' holds none: name one in metadata_file"):

@@ -38,6 +38,7 @@ def test_state_is_rebuilt_from_the_folder(tmp_path: Path) -> None:
         samples = folder / "samples" / f"step-{step:06d}"
         samples.mkdir(parents=True)
         (samples / "00.png").write_bytes(b"")
+    (folder / "samples" / "step-000004 copy").mkdir()  # of the user
     state = read_state(folder, None, view_of)
     assert state is not None
     assert (state["status"], state["step"], state["total"]) == ("stopped", 7, 100)

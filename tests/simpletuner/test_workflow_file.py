@@ -140,6 +140,18 @@ def test_note_names_what_needs_a_look(tmp_path: Path) -> None:
     assert "* **LoRA Settings: start_from** `old.safetensors`: put the file into models/loras" in text
 
 
+@pytest.mark.parametrize("name", ["config.json", "multidatabackend.json", "notes.txt"])
+def test_only_a_workflow_is_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str) -> None:
+    config = write_files(tmp_path, minimal())
+    (tmp_path / "notes.txt").write_text("mine")
+    content = (tmp_path / name).read_bytes()
+    assert main(["import-simpletuner", str(config), "-o", str(tmp_path / name)]) == 1
+    assert "exists and is no workflow: choose another --output" in capsys.readouterr().err
+    assert (tmp_path / name).read_bytes() == content
+    for _ in range(2):
+        assert main(["import-simpletuner", str(config), "-o", str(tmp_path / "w.json")]) == 0
+
+
 def test_command_prints_every_key_and_takes_the_second_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     config = write_files(tmp_path / "a", {**QUICKSTART, "data_backend_config": "elsewhere.json"})
     backends = write_files(tmp_path / "b").parent / "multidatabackend.json"

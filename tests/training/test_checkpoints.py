@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lumina2_trainer.trainer_core.training.checkpoints import list_checkpoints, load_checkpoint, save_checkpoint
+from lumina2_trainer.trainer_core.training.checkpoints import (
+    list_checkpoints,
+    load_checkpoint,
+    prune_checkpoints,
+    save_checkpoint,
+)
 from torch import nn
 
 PARTS = ("exp_avg", "exp_avg_sq", "step")
@@ -32,6 +37,15 @@ def test_checkpoints_are_ordered_by_number_beyond_a_million(tmp_path: Path) -> N
         (tmp_path / f"step-{step:06d}").mkdir()
         (tmp_path / f"step-{step:06d}" / "training_state.json").write_text("{}")
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step-999750", "step-1000000", "step-1000250"]
+
+
+def test_copies_that_a_user_made_of_a_checkpoint_are_none(tmp_path: Path) -> None:
+    for name in ("step-000250", "step-000250 - Copy", "step-000250 copy", "step-000500-2", "step-best"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "training_state.json").write_text("{}")
+    prune_checkpoints(tmp_path, 1)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000250"]
+    assert len(list(tmp_path.iterdir())) == 5
 
 
 def test_nested_state_of_an_optimizer_comes_back_as_it_was(tmp_path: Path) -> None:

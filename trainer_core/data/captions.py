@@ -77,6 +77,8 @@ def _from_table(plan: CaptionPlan, name: str, caption_file: CaptionFile) -> Capt
     row = plan.table.find(name)
     if row is None:
         return Caption(problem=f"no row of {plan.table.name} names it: add one, or remove the picture")
+    if not all(map(is_valid_text, row.captions)):
+        return Caption(problem=f"{plan.table.name} {row.place} holds half of a character: write the caption again")
     return Caption(texts=row.captions, problem=row.problem)
 
 
@@ -210,3 +212,8 @@ def is_valid_text(text: str) -> bool:
     except UnicodeEncodeError:
         return False
     return True
+
+
+def escape_invalid(text: str) -> str:
+    """Text that can be written as UTF-8, with codes for what cannot."""
+    return text.encode("utf-8", "backslashreplace").decode()

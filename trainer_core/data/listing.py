@@ -13,8 +13,8 @@ from pathlib import Path
 
 from ..context import StepContext
 from ..errors import TrainerError
-from .caption_tables import TABLE_READERS
-from .captions import CaptionFile, is_valid_text
+from .caption_tables import TABLE_READERS, picture_key
+from .captions import CaptionFile, escape_invalid, is_valid_text
 from .folder import DatasetFolder, DatasetFolderSettings, open_dataset
 from .images import PICTURE_SUFFIXES
 
@@ -243,11 +243,17 @@ class _Walk:
     def pair(
         self, pictures: list[tuple[Path, os.stat_result]], captions: dict[str, CaptionFile], names: list[Path]
     ) -> None:
-        """Put text files to the pictures of one directory; those without a picture are listed as ignored."""
-        refused = {path.stem for path in names if path.suffix.lower() == CAPTION_SUFFIX} - captions.keys()
+        """Put text files to the pictures of one directory; those without a picture are listed as ignored.
+
+        Of two names that are one when composed, a picture takes the text file of its very spelling.
+        """
+        composed = {picture_key(stem): caption_file for stem, caption_file in captions.items()}
+        texts = (path.stem for path in names if path.suffix.lower() == CAPTION_SUFFIX)
+        refused = {picture_key(stem) for stem in texts if stem not in captions}
         for path, status in pictures:
+            key = picture_key(path.stem)
             missing = NO_CAPTION_FILE
-            if path.stem in refused:
+            if key in refused:
                 missing = CaptionFile(
                     problem=f"{path.stem}{CAPTION_SUFFIX} may not be read, see the list of left out files"
                 )
@@ -257,15 +263,16 @@ class _Walk:
                     name=self.name_of(path),
                     size=status.st_size,
                     mtime_ns=status.st_mtime_ns,
-                    caption_file=captions.get(path.stem, missing),
+                    caption_file=captions.get(path.stem) or composed.get(key, missing),
                 )
             )
-        stems = {path.stem for path, _ in pictures}
-        self.found.ignored += [self.name_of(c.path) for stem, c in captions.items() if c.path and stem not in stems]
+        keys = {picture_key(path.stem) for path, _ in pictures}
+        self.found.ignored += [
+            self.name_of(c.path) for stem, c in captions.items() if c.path and picture_key(stem) not in keys
+        ]
 
     def name_of(self, path: Path) -> str:
         return path.relative_to(self.root).as_posix()
 
     def refuse(self, path: Path, reason: str) -> None:
-        name = self.name_of(path).encode("utf-8", "backslashreplace").decode()
-        self.found.refused.append(SkippedFile(name=name, reason=reason))
+        self.found.refused.append(SkippedFile(name=escape_invalid(self.name_of(path)), reason=reason))

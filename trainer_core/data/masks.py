@@ -4,17 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 from ..context import StepContext
 from ..errors import TrainerError
+from .caption_tables import picture_key, without_ending
 from .folder import DatasetFolder
 from .images import UnreadablePicture
 from .listing import PictureFile, list_pictures
 from .picture_index import PictureFacts
 
 Masks = Mapping[str, PictureFile]
-"""Mask files by their path inside the mask folder, without ending."""
+"""Mask files by `picture_key` of their path inside the mask folder, without ending."""
 NO_MASKS: Masks = {}
 
 
@@ -86,4 +87,4 @@ def mask_of(
 
 
 def _key(name: str) -> str:
-    return PurePosixPath(name).with_suffix("").as_posix()
+    return without_ending(picture_key(name))

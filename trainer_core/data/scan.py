@@ -9,7 +9,7 @@ from ..context import StepContext
 from ..errors import TrainerError
 from .buckets import Bucket
 from .caption_tables import TABLE_READERS, CaptionTable, read_table
-from .captions import Caption, CaptionPlan, make_caption
+from .captions import Caption, CaptionPlan, escape_invalid, make_caption
 from .crops import Box
 from .folder import Dataset, DatasetFolder
 from .images import UnreadablePicture
@@ -166,7 +166,7 @@ def _is_table(folder: DatasetFolder, name: str, table: CaptionTable | None) -> b
 def _describe_unused_rows(number: int, table: CaptionTable | None, names: list[str]) -> tuple[str, ...]:
     if table is None:
         return ()
-    return tuple(f"{number}/{table.name} {row.place}: {row.file}" for row in table.unused(names))
+    return tuple(f"{number}/{table.name} {row.place}: {escape_invalid(row.file)}" for row in table.unused(names))
 
 
 def _describe_picture(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 from ..canvas_file import Graph, graph_content
@@ -29,14 +30,16 @@ def import_simpletuner(config_path: Path, backends_path: Path | None, output_pat
     Args:
         config_path: config.json or config.toml.
         backends_path: The data backend file; None takes the one that the configuration names.
-        output_path: Where the workflow goes; a file there is replaced.
+        output_path: Where the workflow goes; a workflow there is replaced, any other file is not.
 
     Returns:
         What became of every key, for the terminal.
 
     Raises:
-        TrainerError: A file cannot be read, or a value in it.
+        TrainerError: A file cannot be read, or a value in it, or the output is another file, such as one of these.
     """
+    if output_path.is_file() and not _is_workflow(output_path):
+        raise TrainerError(f"{output_path} exists and is no workflow: choose another --output, it is not overwritten")
     translation = read_translation(config_path, backends_path)
     graph = Graph(settings=translation.settings, datasets=translation.datasets, is_full=translation.is_full)
     content = graph_content(graph, read_me_text(config_path.name, translation))
@@ -45,6 +48,14 @@ def import_simpletuner(config_path: Path, backends_path: Path | None, output_pat
     except OSError as error:
         raise TrainerError(f"{output_path} cannot be written ({error.strerror}): choose another --output") from error
     return report_text(translation)
+
+
+def _is_workflow(path: Path) -> bool:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(content, dict) and "nodes" in content
 
 
 def read_translation(config_path: Path, backends_path: Path | None = None) -> Translation:

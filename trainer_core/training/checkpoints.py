@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import functools
 import json
-import logging
 import operator
 import os
 import shutil
@@ -25,9 +24,8 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import TrainerError
-from ..files import write_json_atomically, write_safetensors_atomically
-
-logger = logging.getLogger(__name__)
+from ..files import delete_folders, write_json_atomically, write_safetensors_atomically
+from ..step_folders import list_step_folders
 
 STATE_TENSORS = "training_state.safetensors"
 STATE_JSON = "training_state.json"
@@ -135,17 +133,12 @@ def _parameter_indices(parameters: Mapping[str, nn.Parameter], optimizer: torch.
 
 def list_checkpoints(checkpoints_dir: Path) -> list[Path]:
     """Whole checkpoints, oldest first."""
-    whole = (path for path in checkpoints_dir.glob("step-*") if (path / STATE_JSON).exists())
-    return sorted(whole, key=lambda path: int(path.name.rpartition("-")[2]))
+    return [path for path in list_step_folders(checkpoints_dir) if (path / STATE_JSON).exists()]
 
 
 def prune_checkpoints(checkpoints_dir: Path, num_kept: int) -> None:
     """Delete all but the newest, and what a crash left behind; what another program holds open stays for now."""
-    for path in [*list_checkpoints(checkpoints_dir)[:-num_kept], *checkpoints_dir.glob(".step-*.tmp")]:
-        try:
-            shutil.rmtree(path)
-        except OSError as error:
-            logger.warning("%s cannot be deleted now: %s", path, error)
+    delete_folders([*list_checkpoints(checkpoints_dir)[:-num_kept], *checkpoints_dir.glob(".step-*.tmp")])
 
 
 def load_checkpoint(

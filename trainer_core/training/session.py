@@ -76,6 +76,7 @@ class TrainingSession:
     processes: Processes = ALONE
     """Who trains the same weights on other samples of each step. `update` averages with them."""
     stream: Stream = field(init=False)
+    _is_ending_step: bool = field(default=False, init=False)
 
     def __post_init__(self) -> None:
         max_grad_norm = self.plan.optimizer.max_grad_norm
@@ -128,8 +129,8 @@ class TrainingSession:
 
     @property
     def is_consistent(self) -> bool:
-        """False while some weights are of this step and others of the last."""
-        return self._update.is_consistent
+        """False while some of weights, average and `step` are of this step and others of the last."""
+        return self._update.is_consistent and not self._is_ending_step
 
     @property
     def views(self) -> tuple[WeightView, ...]:
@@ -167,10 +168,12 @@ class TrainingSession:
         *own.losses, norm = torch.cat([*losses, self._update.measure()[None]]).tolist()  # the step's one wait
         samples = StepSamples.joined(self.processes.gather(own))
         self._check_finite(step, samples, norm)
+        self._is_ending_step = True
         self._update.apply()
         if self.ema is not None:
             self.ema.update(self.parameters, step)
         self.step = step
+        self._is_ending_step = False
         return StepRecord(
             step=step,
             loss=samples.loss,

@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
+
+from ..data.fonts import Font, choose_font, list_fonts
 
 TILE = 192
 """Usual side of a cell in pixels."""
 LABEL_HEIGHT = 28
 MARGIN = 12
+FONT_SIZE = 16
 
 
 def draw_comparison(
@@ -28,10 +31,10 @@ def draw_comparison(
     sheet_width = MARGIN + len(columns) * (tile + MARGIN)
     sheet = Image.new("RGB", (sheet_width, LABEL_HEIGHT + MARGIN + len(captions) * row_height), "white")
     draw = ImageDraw.Draw(sheet)
-    font = ImageFont.load_default(size=16)
+    fonts = list_fonts(FONT_SIZE)
     for column, (title, pictures) in enumerate(columns.items()):
         x = MARGIN + column * (tile + MARGIN)
-        draw.text((x + tile // 2, LABEL_HEIGHT // 2 + 4), title, fill="black", font=font, anchor="mm")
+        draw.text((x + tile // 2, LABEL_HEIGHT // 2 + 4), title, fill="black", font=fonts[0], anchor="mm")
         for row, picture in enumerate(pictures):
             with Image.open(picture) as image:
                 scale = tile / max(image.size)
@@ -41,13 +44,14 @@ def draw_comparison(
                 )
     for row, caption in enumerate(captions):
         y = LABEL_HEIGHT + row * row_height + tile + LABEL_HEIGHT // 2
+        font = choose_font(caption, fonts)
         text = _shorten(caption, font, sheet_width - 2 * MARGIN)
         draw.text((sheet_width // 2, y), text, fill="dimgray", font=font, anchor="mm")
     path.parent.mkdir(parents=True, exist_ok=True)
     sheet.save(path)
 
 
-def _shorten(text: str, font: ImageFont.FreeTypeFont | ImageFont.ImageFont, width: int) -> str:
+def _shorten(text: str, font: Font, width: int) -> str:
     """The start of a text that is too wide."""
     if font.getlength(text) <= width:
         return text

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from pathlib import Path
@@ -15,6 +14,7 @@ from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
 from ..errors import StopTraining
+from ..files import replacing_folder
 from ..lumina2.precision import computation
 from ..lumina2.sampling import initial_noise, sample_latents
 from ..lumina2.transformer import Lumina2Transformer
@@ -109,25 +109,21 @@ def _decode_to_files(
     device: torch.device,
     folder: Path,
 ) -> tuple[Path, ...]:
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    temporary = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     vae = load_vae(vae_path, device=device, dtype=torch.float32)
     names = []
-    for number, picture in enumerate(pictures):
-        for suffix, drawn in latents.items():
-            with torch.no_grad():
-                pixels_13HW = decode_latents(vae, drawn[number][None])
-            name = f"{picture.stem}{suffix}.png"
-            about = PngInfo()
-            about.add_itxt("prompt", picture.prompt)
-            to_image(pixels_13HW[0]).save(temporary / name, pnginfo=about)
-            names.append(name)
-        for suffix, earlier in beside.items():
-            names.append(f"{picture.stem}{suffix}.png")
-            shutil.copyfile(earlier / f"{picture.stem}.png", temporary / names[-1])
-    if folder.exists():  # an earlier drawing of the same step, perhaps of other prompts
-        shutil.rmtree(folder)
-    temporary.rename(folder)
+    with replacing_folder(folder) as temporary:  # there may be an earlier drawing of the same step, of other prompts
+        for number, picture in enumerate(pictures):
+            for suffix, drawn in latents.items():
+                with torch.no_grad():
+                    pixels_13HW = decode_latents(vae, drawn[number][None])
+                name = f"{picture.stem}{suffix}.png"
+                about = PngInfo()
+                about.add_itxt("prompt", picture.prompt)
+                to_image(pixels_13HW[0]).save(temporary / name, pnginfo=about)
+                names.append(name)
+            for suffix, earlier in beside.items():
+                names.append(f"{picture.stem}{suffix}.png")
+                shutil.copyfile(earlier / f"{picture.stem}.png", temporary / names[-1])
     return tuple(folder / name for name in names)
 
 
