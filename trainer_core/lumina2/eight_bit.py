@@ -7,12 +7,12 @@ from __future__ import annotations
 
 import functools
 import logging
-from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from .ops import has_triton
+from .quantized_rows import QuantizedRows, largest_magnitude
 
 logger = logging.getLogger(__name__)
 
@@ -25,22 +25,6 @@ MIN_CAPABILITY = {torch.int8: (8, 0), torch.float8_e4m3fn: (8, 9)}
 QUANTIZED_AT_ONCE = 2**21
 """Elements of a weight that are float32 at a time."""
 SMALLEST_SCALE = 1e-12
-
-
-class QuantizedRows(NamedTuple):
-    """diag(scale) values."""
-
-    values_SI: Tensor
-    """float8_e4m3fn or int8."""
-    scale_S1: Tensor
-    """float32."""
-    dtype: torch.dtype
-    """Of what was quantised, and of products with it."""
-
-
-def largest_magnitude(dtype: torch.dtype) -> float:
-    """448 for float8_e4m3fn, 127 for int8."""
-    return float(torch.finfo(dtype).max if dtype.is_floating_point else torch.iinfo(dtype).max)
 
 
 @torch.no_grad()

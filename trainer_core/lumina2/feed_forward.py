@@ -13,7 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from .eight_bit import QuantizedRows, multiply
+from .eight_bit import multiply
 from .frozen_linear import (
     FrozenLayer,
     add_frozen_input_gradient,
@@ -23,6 +23,7 @@ from .frozen_linear import (
 )
 from .ops import is_fused, swiglu
 from .quantized_linear import QuantizedLinear
+from .quantized_rows import QuantizedRows
 
 Layers = tuple[FrozenLayer, FrozenLayer, FrozenLayer]
 """w1, w2 and w3."""

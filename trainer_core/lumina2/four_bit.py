@@ -85,7 +85,7 @@ def unpack(packed: Tensor, scales_N1: Tensor, levels: Tensor, dtype: torch.dtype
     if is_fused(packed):
         from .kernels import four_bit
 
-        four_bit.unpack(packed, scales_N1, levels, weight_OI)
+        four_bit.unpack(packed, scales_N1, levels, weight_OI, BLOCK)
         return weight_OI
     pairs = torch.stack([levels.repeat_interleave(16), levels.repeat(16)], 1)  # [256, 2], by byte
     flat, stored = weight_OI.view(-1), packed.view(-1)

@@ -11,8 +11,8 @@ import torch
 from torch import Tensor, nn
 
 from .compressed_linear import CompressedLinear
-from .eight_bit import QuantizedRows
 from .host_products import add_product, linear, multiply
+from .quantized_rows import QuantizedRows
 
 
 class FrozenLayer(NamedTuple):

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 
 from .compressed_linear import CompressedLinear
-from .eight_bit import ALIGNMENT, MIN_ROWS, QuantizedRows, has_8_bit_products, multiply, quantize_weight
+from .eight_bit import ALIGNMENT, MIN_ROWS, has_8_bit_products, multiply, quantize_weight
+from .quantized_rows import QuantizedRows
 
 
 class QuantizedLinear(CompressedLinear):

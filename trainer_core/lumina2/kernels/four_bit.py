@@ -6,8 +6,6 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..four_bit import BLOCK
-
 BYTES = 1024
 """Of a program: two numbers each."""
 
@@ -25,7 +23,7 @@ def _unpack(packed_ptr, scale_ptr, levels_ptr, out_ptr, num_bytes, BYTES: tl.con
     tl.store(out_ptr + both, tl.interleave(first, second).to(out_ptr.dtype.element_ty), both < 2 * num_bytes)
 
 
-def unpack(packed: Tensor, scales_N1: Tensor, levels: Tensor, out_OI: Tensor) -> None:
+def unpack(packed: Tensor, scales_N1: Tensor, levels: Tensor, out_OI: Tensor, block: int) -> None:
     """Fill a matrix with what was packed, see `four_bit.unpack`."""
     num_bytes = packed.numel()
-    _unpack[(triton.cdiv(num_bytes, BYTES),)](packed, scales_N1, levels, out_OI, num_bytes, BYTES, BLOCK)
+    _unpack[(triton.cdiv(num_bytes, BYTES),)](packed, scales_N1, levels, out_OI, num_bytes, BYTES, block)

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..eight_bit import QuantizedRows, largest_magnitude
+from ..quantized_rows import QuantizedRows, largest_magnitude
 
 TILE = 64
 BLOCK = 2048

@@ -7,7 +7,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from ..eight_bit import QuantizedRows, largest_magnitude
+from ..quantized_rows import QuantizedRows, largest_magnitude
 from .quantize import quantize, row_scale, wider
 
 BLOCK = 1024
