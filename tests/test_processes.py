@@ -124,23 +124,6 @@ def test_two_processes_train_the_model_itself(arguments: list[str], tmp_path: Pa
     assert len(list((together / "checkpoints").iterdir())) == 1
 
 
-def test_two_processes_go_on_with_what_one_began(arguments: list[str], tmp_path: Path) -> None:
-    whole, shared = tmp_path / "whole", tmp_path / "shared"
-    twice = ["--set", "6.gradient_accumulation_steps=2"]
-    assert main([*arguments, "--output", str(whole), *twice]) == 0
-    process = subprocess.Popen(
-        [sys.executable, "-m", "lumina2_trainer", *arguments, "--output", str(shared), *twice],
-        stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
-    )
-    wait_for_checkpoint(shared, 2, process)
-    process.kill()
-    process.wait()
-    assert "goes on from step" in run_together(TORCHRUN, [*arguments, "--output", shared])
-    assert [path.name for path in (shared / "lumina2_trainer").glob("run*")] == ["run"]
-    assert_same_run(shared, whole)
-
-
 def wait_for_checkpoint(output: Path, step: int, process: subprocess.Popen[Any]) -> None:
     path = output / f"lumina2_trainer/run/checkpoints/step-{step:06d}/training_state.json"
     deadline = time.monotonic() + 120
@@ -150,16 +133,21 @@ def wait_for_checkpoint(output: Path, step: int, process: subprocess.Popen[Any])
         time.sleep(0.01)
 
 
-def test_a_stop_keeps_the_finished_steps_and_the_same_command_goes_on(arguments: list[str], tmp_path: Path) -> None:
-    output = tmp_path / "stopped"
-    command = [*arguments, "--output", output, "--set", "7.steps=400"]
-    process = launch(TORCHRUN, command)
-    wait_for_checkpoint(output, 2, process)
+def test_a_stop_keeps_the_finished_steps_and_one_process_goes_on(arguments: list[str], tmp_path: Path) -> None:
+    whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+    alone = ["--set", "6.gradient_accumulation_steps=2"]
+    steps = ["--set", "7.steps=40"]
+    process = launch(TORCHRUN, [*arguments, *steps, "--output", stopped])
+    wait_for_checkpoint(stopped, 2, process)
     os.killpg(process.pid, signal.SIGINT)  # as Ctrl-C in a terminal: to the launcher and to all
     printed, _ = process.communicate(timeout=120)
     assert printed.count("Stopping after this step") == 1, printed
-    log, checkpoints = log_of(output), output / "lumina2_trainer/run/checkpoints"
-    assert int(sorted(checkpoints.iterdir())[-1].name.rpartition("-")[2]) == log[-1]["step"] < 400, printed
+    newest = sorted((stopped / "lumina2_trainer/run/checkpoints").iterdir())[-1]
+    assert 2 <= int(newest.name.rpartition("-")[2]) == log_of(stopped)[-1]["step"] < 40, printed
+    assert main([*arguments, *steps, *alone, "--output", str(stopped)]) == 0
+    assert [path.name for path in (stopped / "lumina2_trainer").glob("run*")] == ["run"]
+    assert main([*arguments, *steps, *alone, "--output", str(whole)]) == 0
+    assert_same_run(stopped, whole)
 
 
 def test_a_mistake_is_said_once_and_ends_all(arguments: list[str], tmp_path: Path) -> None:
