@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import AbstractContextManager, ExitStack
 from typing import Any
 
@@ -11,7 +11,7 @@ from playwright.sync_api import Browser
 
 from ..host.conftest import host, pytest_generate_tests
 from ..host.server import HostServer, server
-from .frontend import CLASSIC, Frontend, find_chromium, launch_chromium, open_frontend
+from .frontend import Frontend, find_chromium, launch_chromium, open_frontend
 
 __all__ = ["host", "pytest_generate_tests", "server"]
 
@@ -28,10 +28,34 @@ def browser() -> Iterator[Browser]:
 
 
 @pytest.fixture(scope="module")
-def classic_page(browser: Browser, server: HostServer) -> Iterator[Frontend]:
-    """A page with nodes drawn on the canvas, for tests that only open workflows; a page takes seconds to load."""
-    with open_frontend(browser, server, settings=CLASSIC) as frontend:
-        yield frontend
+def loaded_pages(browser: Browser, server: HostServer) -> Iterator[Callable[[Mapping[str, Any]], Frontend]]:
+    """A page for each choice of settings, loaded once for all tests of a file, for that takes seconds."""
+    pages: dict[tuple[tuple[str, Any], ...], Frontend] = {}
+    with ExitStack() as stack:
+
+        def page_with(settings: Mapping[str, Any]) -> Frontend:
+            key = tuple(sorted(settings.items()))
+            if key not in pages:
+                pages[key] = stack.enter_context(open_frontend(browser, server, settings=settings))
+            return pages[key]
+
+        yield page_with
+
+
+@pytest.fixture
+def clear_page(loaded_pages: Callable[[Mapping[str, Any]], Frontend]) -> Iterator[Callable[..., Frontend]]:
+    """Gives the server's frontend with an empty canvas, on a page that other tests may have used."""
+    used: list[Frontend] = []
+
+    def enter(*, settings: Mapping[str, Any]) -> Frontend:
+        frontend = loaded_pages(settings)
+        frontend.clear()
+        used.append(frontend)
+        return frontend
+
+    yield enter
+    for frontend in used:
+        frontend.clear()
 
 
 @pytest.fixture

@@ -24,6 +24,7 @@ SETTINGS = {
 }
 
 
+EMPTY_WORKFLOW = {"version": 0.4, "last_node_id": 0, "last_link_id": 0, "nodes": [], "links": [], "groups": []}
 BARS = (70, 60)
 """Pixels that the frontend's sidebar takes at the left and its run buttons at the top."""
 CLASSIC = {"Comfy.VueNodes.Enabled": False}
@@ -57,6 +58,11 @@ class Frontend:
         """Put a workflow on the canvas, as opening its file would."""
         self.page.evaluate("async (workflow) => { await window.app.loadGraphData(workflow) }", workflow)
         self.page.wait_for_timeout(500)
+
+    def clear(self) -> None:
+        """Take everything off the canvas, and forget the errors."""
+        self.load_workflow(EMPTY_WORKFLOW)
+        self.errors.clear()
 
     def to_prompt(self) -> dict[str, Any]:
         """The canvas in the API's format, by the frontend's own conversion."""

@@ -50,10 +50,10 @@ def show(frontend: Frontend, folder: str) -> None:
     frontend.page.locator(f"{REGION} tbody tr").first.wait_for(timeout=60_000)
 
 
-def test_table_shows_the_first_rows_with_marks(open_page: Callable[..., Frontend], server: HostServer) -> None:
+def test_table_shows_the_first_rows_with_marks(clear_page: Callable[..., Frontend], server: HostServer) -> None:
     write_many(server)
     for settings in renderings(server):
-        frontend = open_page(settings=settings)
+        frontend = clear_page(settings=settings)
         show(frontend, MANY)
         region = frontend.page.locator(REGION)
         assert region.locator("caption").text_content() == (
@@ -72,10 +72,10 @@ def test_table_shows_the_first_rows_with_marks(open_page: Callable[..., Frontend
         assert frontend.errors == [], settings
 
 
-def test_table_is_read_by_screen_readers_and_keys(open_page: Callable[..., Frontend], server: HostServer) -> None:
+def test_table_is_read_by_screen_readers_and_keys(clear_page: Callable[..., Frontend], server: HostServer) -> None:
     write_many(server)
     for settings in renderings(server):
-        frontend = open_page(settings=settings)
+        frontend = clear_page(settings=settings)
         show(frontend, MANY)
         page = frontend.page
         region = page.get_by_role("region", name="Captions")
@@ -87,10 +87,10 @@ def test_table_is_read_by_screen_readers_and_keys(open_page: Callable[..., Front
         page.wait_for_function("document.querySelector('.lumina2-table').scrollTop > 0", timeout=5000)
 
 
-def test_wheel_scrolls_the_table_and_not_the_canvas(open_page: Callable[..., Frontend], server: HostServer) -> None:
+def test_wheel_scrolls_the_table_and_not_the_canvas(clear_page: Callable[..., Frontend], server: HostServer) -> None:
     write_many(server)
     for settings in renderings(server):
-        frontend = open_page(settings=settings)
+        frontend = clear_page(settings=settings)
         show(frontend, MANY)
         page = frontend.page
         box = page.locator(REGION).bounding_box()
@@ -104,10 +104,10 @@ def test_wheel_scrolls_the_table_and_not_the_canvas(open_page: Callable[..., Fro
 
 
 def test_captions_are_in_neither_prompt_nor_saved_workflow(
-    open_page: Callable[..., Frontend], server: HostServer
+    clear_page: Callable[..., Frontend], server: HostServer
 ) -> None:
     for settings in renderings(server):
-        frontend = open_page(settings=settings)
+        frontend = clear_page(settings=settings)
         show(frontend, "pictures")
         assert "disc" in (frontend.page.locator(REGION).text_content() or "")
         assert "disc" not in str(frontend.to_workflow())
@@ -117,14 +117,14 @@ def test_captions_are_in_neither_prompt_nor_saved_workflow(
         assert set(prompt["inputs"]) == {"dataset", "system_prompt", "custom_system_prompt"}
 
 
-def test_table_speaks_the_users_language(open_page: Callable[..., Frontend]) -> None:
-    frontend = open_page(settings={**CLASSIC, "Comfy.Locale": "ja"})
+def test_table_speaks_the_users_language(clear_page: Callable[..., Frontend]) -> None:
+    frontend = clear_page(settings={**CLASSIC, "Comfy.Locale": "ja"})
     show(frontend, "pictures")
     assert (frontend.page.locator(f"{REGION} caption").text_content() or "").startswith("画像 5 枚")
 
 
 def test_report_and_contact_sheet_of_made_pictures_are_on_the_node(
-    open_page: Callable[..., Frontend], server: HostServer
+    clear_page: Callable[..., Frontend], server: HostServer
 ) -> None:
     made = {"images": ["1", 0], "name": "in_browser", "captions": "red", "resolution": 64, "aspect": "buckets"}
     prompt = {
@@ -132,7 +132,7 @@ def test_report_and_contact_sheet_of_made_pictures_are_on_the_node(
         "2": {"class_type": "Lumina2DatasetFromImages", "inputs": {**made, "trigger_words": "", "repeats": 1}},
     }
     for settings in renderings(server):
-        frontend = open_page(settings=settings)
+        frontend = clear_page(settings=settings)
         frontend.page.evaluate("(prompt) => window.app.loadApiJson(prompt, 'made')", prompt)
         frontend.page.wait_for_timeout(500)
         frontend.fit_view()

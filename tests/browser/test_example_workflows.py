@@ -36,14 +36,15 @@ def links_of(workflow: Mapping[str, Any]) -> set[tuple[int, str, int, str]]:
 
 
 @pytest.mark.parametrize("path", EXAMPLES, ids=lambda path: path.stem)
-def test_example_opens_as_it_was_saved(classic_page: Frontend, path: Path) -> None:
+def test_example_opens_as_it_was_saved(clear_page: Callable[..., Frontend], path: Path) -> None:
     workflow = json.loads(path.read_text("utf-8"))
     assert [group["title"].split(".")[0] for group in workflow["groups"]] == [
         str(number) for number in range(1, len(workflow["groups"]) + 1)
     ]
-    open_example(classic_page, path)
-    assert links_of(classic_page.to_workflow()) == links_of(workflow)
-    assert classic_page.errors == []
+    frontend = clear_page(settings=CLASSIC)
+    open_example(frontend, path)
+    assert links_of(frontend.to_workflow()) == links_of(workflow)
+    assert frontend.errors == []
 
 
 def test_example_runs_as_it_is(open_page: Callable[..., Frontend], server: HostServer) -> None:

@@ -31,11 +31,11 @@ def import_case(folder: Path, case: str) -> dict[str, Any]:
 
 @pytest.mark.parametrize("case", CASES)
 def test_imported_workflow_opens_with_all_settings(
-    open_page: Callable[..., Frontend], server: HostServer, tmp_path: Path, case: str
+    clear_page: Callable[..., Frontend], server: HostServer, tmp_path: Path, case: str
 ) -> None:
     workflow = import_case(tmp_path, case)
     for settings in renderings(server):
-        frontend = open_page(settings=settings)
+        frontend = clear_page(settings=settings)
         frontend.load_workflow(workflow)
         shown = {node["id"]: node for node in frontend.to_workflow()["nodes"]}
         for node in workflow["nodes"]:

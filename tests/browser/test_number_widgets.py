@@ -23,9 +23,9 @@ TYPED = {
 
 
 @pytest.mark.parametrize("node_type", TYPED)
-def test_typed_number_is_kept(open_page: Callable[..., Frontend], server: HostServer, node_type: str) -> None:
+def test_typed_number_is_kept(clear_page: Callable[..., Frontend], server: HostServer, node_type: str) -> None:
     for settings in renderings(server):
-        frontend = open_page(settings={**settings, "Comfy.Node.AlwaysShowAdvancedWidgets": True})
+        frontend = clear_page(settings={**settings, "Comfy.Node.AlwaysShowAdvancedWidgets": True})
         frontend.add_node(node_type)
         for name, text in TYPED[node_type].items():
             frontend.type_number(name, text)
@@ -36,9 +36,9 @@ def test_typed_number_is_kept(open_page: Callable[..., Frontend], server: HostSe
         assert frontend.errors == []
 
 
-def test_arrows_add_the_step_and_no_noise(open_page: Callable[..., Frontend], server: HostServer) -> None:
+def test_arrows_add_the_step_and_no_noise(clear_page: Callable[..., Frontend], server: HostServer) -> None:
     for settings in renderings(server):
-        frontend = open_page(settings=settings)
+        frontend = clear_page(settings=settings)
         frontend.add_node("Lumina2Optimizer")
         frontend.type_number("max_grad_norm", "0.2")
         frontend.raise_number("max_grad_norm")

@@ -10,9 +10,9 @@ from .frontend import CLASSIC, Frontend, renderings
 from .panel import PANEL, load_prompt, panel_state, wait_for
 
 
-def test_numbers_move_while_it_trains_and_stop_works(open_page: Callable[..., Frontend], server: HostServer) -> None:
+def test_numbers_move_while_it_trains_and_stop_works(clear_page: Callable[..., Frontend], server: HostServer) -> None:
     for number, settings in enumerate(renderings(server)):
-        check_numbers_move_and_stop_works(open_page(settings=settings), f"widget_{number}")
+        check_numbers_move_and_stop_works(clear_page(settings=settings), f"widget_{number}")
 
 
 def check_numbers_move_and_stop_works(frontend: Frontend, run_name: str) -> None:
@@ -32,8 +32,8 @@ def check_numbers_move_and_stop_works(frontend: Frontend, run_name: str) -> None
     assert frontend.errors == []
 
 
-def test_refused_request_says_why(open_page: Callable[..., Frontend]) -> None:
-    frontend = open_page(settings=CLASSIC)
+def test_refused_request_says_why(clear_page: Callable[..., Frontend]) -> None:
+    frontend = clear_page(settings=CLASSIC)
     prompt = training_prompt(run_name="refused", steps=2000)
     del prompt["train"]["inputs"]["validation"]
     load_prompt(frontend, prompt)
@@ -45,8 +45,8 @@ def test_refused_request_says_why(open_page: Callable[..., Frontend]) -> None:
     wait_for(frontend, lambda state: state["status"] == "stopped")
 
 
-def test_notice_of_a_failed_upload_stays_on_the_node(open_page: Callable[..., Frontend]) -> None:
-    frontend = open_page(settings=CLASSIC)
+def test_notice_of_a_failed_upload_stays_on_the_node(clear_page: Callable[..., Frontend]) -> None:
+    frontend = clear_page(settings=CLASSIC)
     prompt = training_prompt(run_name="notice", steps=3)
     hub = {"repo_id": "my-lora", "push": "end", "private": True, "base_model": "a/b", "license": "", "note": ""}
     prompt["hub"] = {"class_type": "Lumina2HubUpload", "inputs": {**hub, "not_for_all_audiences": False}}
@@ -69,10 +69,10 @@ def test_state_is_restored_when_the_page_opens_later(open_page: Callable[..., Fr
     assert (state["step"], state["points"], len(state["pictures"])) == (5, 5, 2)
 
 
-def test_charts_are_chosen_by_tabs(open_page: Callable[..., Frontend], server: HostServer) -> None:
+def test_charts_are_chosen_by_tabs(clear_page: Callable[..., Frontend], server: HostServer) -> None:
     server.run_prompt(training_prompt(run_name="charts", steps=6))
     for settings in renderings(server):
-        frontend = open_page(settings=settings)
+        frontend = clear_page(settings=settings)
         load_prompt(frontend, training_prompt(run_name="charts", steps=6))
         frontend.load_workflow(frontend.to_workflow())
         wait_for(frontend, lambda state: state["status"] == "finished")
@@ -97,10 +97,10 @@ def test_charts_are_chosen_by_tabs(open_page: Callable[..., Frontend], server: H
 
 
 def test_memory_and_time_are_shown_before_the_first_step(
-    open_page: Callable[..., Frontend], server: HostServer
+    clear_page: Callable[..., Frontend], server: HostServer
 ) -> None:
     server.run_prompt(training_prompt(run_name="planned"))
-    frontend = open_page(settings=CLASSIC)
+    frontend = clear_page(settings=CLASSIC)
     load_prompt(frontend, training_prompt(run_name="planned"))
     frontend.load_workflow(frontend.to_workflow())
     wait_for(frontend, lambda state: state["status"] == "finished")
@@ -123,10 +123,10 @@ def test_memory_and_time_are_shown_before_the_first_step(
     assert frontend.errors == []
 
 
-def test_held_out_loss_is_drawn_beside_the_loss(open_page: Callable[..., Frontend], server: HostServer) -> None:
+def test_held_out_loss_is_drawn_beside_the_loss(clear_page: Callable[..., Frontend], server: HostServer) -> None:
     prompt = training_prompt(run_name="held_out", steps=4)
     prompt["prompts"]["inputs"] |= {"held_out_share": 0.4, "held_out_step_interval": 2}
-    frontend = open_page(settings=CLASSIC)
+    frontend = clear_page(settings=CLASSIC)
     load_prompt(frontend, prompt)
     frontend.queue()
     live = wait_for(frontend, lambda state: state["status"] == "finished")
@@ -139,10 +139,10 @@ def test_held_out_loss_is_drawn_beside_the_loss(open_page: Callable[..., Fronten
     assert frontend.errors == []
 
 
-def test_gallery_goes_back_and_compares(open_page: Callable[..., Frontend], server: HostServer) -> None:
+def test_gallery_goes_back_and_compares(clear_page: Callable[..., Frontend], server: HostServer) -> None:
     server.run_prompt(training_prompt(run_name="gallery", steps=6))
     for settings in renderings(server):
-        frontend = open_page(settings=settings)
+        frontend = clear_page(settings=settings)
         load_prompt(frontend, training_prompt(run_name="gallery", steps=6))
         frontend.load_workflow(frontend.to_workflow())
         wait_for(frontend, lambda state: state["status"] == "finished" and len(state["pictures"]) == 2)
@@ -169,7 +169,7 @@ def test_gallery_goes_back_and_compares(open_page: Callable[..., Frontend], serv
         assert frontend.errors == []
 
 
-def test_pictures_of_base_and_average_are_marked(open_page: Callable[..., Frontend]) -> None:
+def test_pictures_of_base_and_average_are_marked(clear_page: Callable[..., Frontend]) -> None:
     prompt = training_prompt(run_name="marked", steps=4)
     prompt["prompts"]["inputs"]["draw_base"] = True
     prompt["checkpoints"] = {
@@ -177,7 +177,7 @@ def test_pictures_of_base_and_average_are_marked(open_page: Callable[..., Fronte
         "inputs": {"checkpoint_step_interval": 0, "num_checkpoints_kept": 1, "use_ema": True},
     }
     prompt["train"]["inputs"]["checkpoints"] = ["checkpoints", 0]
-    frontend = open_page(settings=CLASSIC)
+    frontend = clear_page(settings=CLASSIC)
     load_prompt(frontend, prompt)
     frontend.queue()
     wait_for(frontend, lambda state: state["status"] == "finished" and len(state["pictures"]) == 6)
@@ -194,9 +194,9 @@ def test_pictures_of_base_and_average_are_marked(open_page: Callable[..., Fronte
     assert frontend.errors == []
 
 
-def test_widget_is_in_neither_prompt_nor_saved_values(open_page: Callable[..., Frontend], server: HostServer) -> None:
+def test_widget_is_in_neither_prompt_nor_saved_values(clear_page: Callable[..., Frontend], server: HostServer) -> None:
     for settings in renderings(server):
-        check_prompt_and_saved_values(open_page(settings=settings))
+        check_prompt_and_saved_values(clear_page(settings=settings))
 
 
 def check_prompt_and_saved_values(frontend: Frontend) -> None:
@@ -208,14 +208,14 @@ def check_prompt_and_saved_values(frontend: Frontend) -> None:
     assert len(prompt["inputs"]) == 11 + 4
 
 
-def test_widget_speaks_the_users_language(open_page: Callable[..., Frontend]) -> None:
-    frontend = open_page(settings={**CLASSIC, "Comfy.Locale": "zh"})
+def test_widget_speaks_the_users_language(clear_page: Callable[..., Frontend]) -> None:
+    frontend = clear_page(settings={**CLASSIC, "Comfy.Locale": "zh"})
     load_prompt(frontend, training_prompt(run_name="in_chinese"))
     assert panel_state(frontend)["text"] == "尚未训练"
 
 
-def test_numbers_are_said_in_plain_words(open_page: Callable[..., Frontend]) -> None:
-    frontend = open_page(settings=CLASSIC)
+def test_numbers_are_said_in_plain_words(clear_page: Callable[..., Frontend]) -> None:
+    frontend = clear_page(settings=CLASSIC)
     words = frontend.page.evaluate(
         """async () => {
             const { formatNumber, formatSeconds } = await import("/extensions/lumina2-trainer/js/format.js")
