@@ -22,6 +22,7 @@ from .errors import OtherProcessFailed, StopTraining, TrainerError
 from .events import Event
 from .job import TrainJob
 from .job_record import describe_job
+from .lumina2.base_files import expect_base_transformer
 from .observers import RunObserver, observing
 from .out_of_memory import explained_out_of_memory
 from .processes import Processes
@@ -132,6 +133,7 @@ def _train_to_end(
     first_step, processes = last_saved_step(run), context.processes
     try:
         with processes.failing_together():
+            expect_base_transformer(job.model)
             weights.check(Path(job.model.base_path))
             plan = _announce_plan(job, weights, run, samples, held_out, first_step, context)
             remedies = memory_remedies(job, plan.memory)

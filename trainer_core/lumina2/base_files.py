@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Collection
 from pathlib import Path
 
@@ -9,9 +10,10 @@ import torch
 
 from ..context import DEMO_DIR, StepContext
 from ..errors import TrainerError
-from .checkpoint import fingerprint_files, load_transformer, read_config
+from .checkpoint import fingerprint_files, inspect_transformer, load_transformer, read_config
 from .model_files import LoadSettings, Lumina2Model
 from .precision import PRECISIONS, check_device
+from .read_ahead import read_ahead
 from .text_files import ALL_IN_ONE_TEXT_PREFIX, find_text_files
 from .transformer import Lumina2Transformer
 from .vae import ALL_IN_ONE_VAE_PREFIX, check_vae
@@ -59,6 +61,16 @@ def find_model_files(settings: LoadSettings, *, context: StepContext) -> Lumina2
         fingerprint=fingerprint_files([base_path, text_encoder_path, vae_path]),
         name=base_path.name,
     )
+
+
+def expect_base_transformer(model: Lumina2Model) -> None:
+    """`load_base_transformer` will be called soon: have its file read meanwhile.
+
+    Raises:
+        TrainerError: Its file is no longer a whole Lumina2 transformer.
+    """
+    _, plan = inspect_transformer(Path(model.base_path))
+    read_ahead(itertools.chain(*plan.values()))
 
 
 def load_base_transformer(
