@@ -15,7 +15,7 @@ from .events import Event
 from .launch import launched_index, num_launched
 
 SECONDS_BETWEEN_LINES = 5.0
-SECONDS_OF_ECHO = 1.0
+SECONDS_OF_ECHO = 5.0
 """After a signal; launchers of several processes hand on the Ctrl-C that the terminal has sent to all."""
 
 
