@@ -82,7 +82,8 @@ class Processes:
         except BaseException as error:
             is_stop = isinstance(error, (StopTraining, KeyboardInterrupt))
             problem = StopTraining() if is_stop else OtherProcessFailed(f"the main process failed: {error}")
-            _talk(dist.broadcast_object_list, [(None, problem)], src=0)
+            with suppress(OtherProcessFailed):
+                _talk(dist.broadcast_object_list, [(None, problem)], src=0)
             raise
         _talk(dist.broadcast_object_list, [(result, None)], src=0)
         return result
