@@ -1,4 +1,4 @@
-"""Each example, as it is, opened in the real frontend. `test_newcomer.py` runs one there, `tests/demo` runs all."""
+"""Each example, as it is: opened in the real frontend, converted by it, queued, and waited for."""
 
 from __future__ import annotations
 
@@ -10,9 +10,12 @@ from typing import Any
 import pytest
 
 from ..host.checkouts import PACK_DIR
+from ..host.server import HostServer
 from .frontend import CLASSIC, Frontend
 
 EXAMPLES = sorted((PACK_DIR / "example_workflows").glob("*.json"))
+QUEUED = "train_then_generate"
+"""Run in the host, for it needs nodes of ComfyUI; `tests/demo` runs all others."""
 
 
 def open_example(frontend: Frontend, path: Path) -> None:
@@ -41,4 +44,15 @@ def test_example_opens_as_it_was_saved(clear_page: Callable[..., Frontend], path
     frontend = clear_page(settings=CLASSIC)
     open_example(frontend, path)
     assert links_of(frontend.to_workflow()) == links_of(workflow)
+    assert frontend.errors == []
+
+
+def test_example_runs_as_it_is(open_page: Callable[..., Frontend], server: HostServer) -> None:
+    frontend = open_page(settings=CLASSIC)
+    open_example(frontend, PACK_DIR / "example_workflows" / f"{QUEUED}.json")
+    outcome = server.run_prompt(frontend.to_prompt(), workflow=frontend.to_workflow(), timeout_seconds=600)
+    assert outcome.kind == "execution_success", outcome.data
+    assert outcome.of_kind("lumina2_trainer.finished")
+    frontend.page.wait_for_selector(".lumina2-progress[data-status=finished]", timeout=10_000)
+    assert frontend.page.locator(".lumina2-progress img").count() == 4
     assert frontend.errors == []
