@@ -14,8 +14,8 @@ from ..host.server import HostServer
 from .frontend import CLASSIC, Frontend
 
 EXAMPLES = sorted((PACK_DIR / "example_workflows").glob("*.json"))
-QUEUED = "train_then_generate"
-"""Run in the host, for it needs nodes of ComfyUI; `tests/demo` runs all others."""
+QUEUED = ("train_lora_on_demo", "train_then_generate")
+"""Run in the host; `tests/demo` runs all that need no nodes of ComfyUI."""
 
 
 def open_example(frontend: Frontend, path: Path) -> None:
@@ -47,9 +47,10 @@ def test_example_opens_as_it_was_saved(clear_page: Callable[..., Frontend], path
     assert frontend.errors == []
 
 
-def test_example_runs_as_it_is(open_page: Callable[..., Frontend], server: HostServer) -> None:
+@pytest.mark.parametrize("name", QUEUED)
+def test_example_runs_as_it_is(open_page: Callable[..., Frontend], server: HostServer, name: str) -> None:
     frontend = open_page(settings=CLASSIC)
-    open_example(frontend, PACK_DIR / "example_workflows" / f"{QUEUED}.json")
+    open_example(frontend, PACK_DIR / "example_workflows" / f"{name}.json")
     outcome = server.run_prompt(frontend.to_prompt(), workflow=frontend.to_workflow(), timeout_seconds=600)
     assert outcome.kind == "execution_success", outcome.data
     assert outcome.of_kind("lumina2_trainer.finished")
