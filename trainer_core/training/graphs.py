@@ -6,11 +6,14 @@ takes Python 125 ms; a graph starts them all at once. Where the GPU is the slowe
 
 from __future__ import annotations
 
+import gc
 import logging
 import math
 import time
+import traceback
 from collections import Counter
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +32,9 @@ NUM_EAGER_PASSES = 2
 """Passes of a shape before it is captured; the first compiles kernels, the second is timed."""
 HOST_BOUND = 0.6
 """Share of a pass that Python needs to start it, beyond which a graph pays; its pace varies while it builds batches."""
+PROMISING_ALLOCATOR = "cudaMallocAsync"
+"""An allocator whose memory is only promised while a graph is captured: Triton (3.6) asks the driver about the pointers
+of a kernel's tensors, is told that they are none, and the torn capture ends the process."""
 
 Differentiate = Callable[[NoisyBatch], Tensor]
 """Adds the gradients of a batch to the parameters' .grad, and returns the loss of each sample [B], detached."""
@@ -70,6 +76,8 @@ class GraphedPass:
         self._num_bytes: dict[Any, int] = {}
         self._gradients: list[Tensor] = []
         self._pool: Any = None
+        self._has_failed = False
+        """A capture did not work, so none is tried any more."""
 
     @property
     def num_graphs(self) -> int:
@@ -82,7 +90,7 @@ class GraphedPass:
         self._num_passes[key] += 1
         self._attach_gradients()
         if key not in self._captured and self._is_worth_capturing(key):
-            self._captured[key] = self._capture(batch)
+            self._try_to_capture(batch, key)
         captured = self._captured.get(key)
         if captured is None:
             return self._run(batch, key)
@@ -105,8 +113,9 @@ class GraphedPass:
         return loss_B
 
     def _is_worth_capturing(self, key: Any) -> bool:
-        is_slow = self._host_share.get(key, 0.0) > HOST_BOUND and len(self._captured) < MAX_GRAPHS
-        return is_slow and self._has_room(self._num_bytes[key])
+        if self._has_failed or len(self._captured) >= MAX_GRAPHS:
+            return False
+        return self._host_share.get(key, 0.0) > HOST_BOUND and self._has_room(self._num_bytes[key])
 
     def _has_room(self, num_bytes: int) -> bool:
         """What a graph uses stays its own, so passes without a graph need as much again."""
@@ -115,7 +124,8 @@ class GraphedPass:
         unused = torch.cuda.memory_reserved(self._device) - allocated
         return 2 * num_bytes < min(free + unused, self._memory_limit - allocated)
 
-    def _capture(self, batch: NoisyBatch) -> _Captured:
+    def _try_to_capture(self, batch: NoisyBatch, key: Any) -> None:
+        """Capture a pass; a run whose passes cannot be captured goes on without graphs."""
         started = time.perf_counter()
         inputs = change_tensors(batch, Tensor.clone)
         if not self._gradients:
@@ -123,13 +133,34 @@ class GraphedPass:
         kept = [gradient.clone() for gradient in self._gradients]  # the capture itself computes nothing
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             parameter.grad = gradient
+        try:
+            self._captured[key] = self._capture(inputs)
+            logger.info("Captured a step of %s in %.1f s", describe(batch), time.perf_counter() - started)
+        except RuntimeError as error:
+            traceback.clear_frames(error.__traceback__)
+            self._has_failed = True
+            logger.warning(
+                "A step could not be captured as a CUDA graph, so steps are started kernel by kernel: %s",
+                str(error).partition("\n")[0],
+            )
+        finally:
+            torch._foreach_copy_(self._gradients, kept)
+
+    def _capture(self, inputs: NoisyBatch) -> _Captured:
+        """Raises RuntimeError if the pass cannot be captured; CUDA is as usable then as it was before."""
+        pool = torch.cuda.graph_pool_handle() if self._pool is None else self._pool
         graph = torch.cuda.CUDAGraph()
-        # Other threads (which read the next batch) may go on using CUDA meanwhile.
-        with torch.cuda.graph(graph, pool=self._pool, capture_error_mode="thread_local"):
-            loss_B = self._differentiate(inputs)
-        self._pool = graph.pool()
-        torch._foreach_copy_(self._gradients, kept)
-        logger.info("Captured a step of %s in %.1f s", describe(batch), time.perf_counter() - started)
+        gc.collect()
+        torch.cuda.empty_cache()
+        torch.cuda.synchronize(self._device)
+        with torch.cuda.stream(torch.cuda.Stream(self._device)):
+            # Other threads (which read the next batch) may go on using CUDA meanwhile.
+            graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+            try:
+                loss_B = self._differentiate(inputs)
+            finally:
+                _end_capture(graph, pool)
+        self._pool = pool
         return _Captured(graph=graph, inputs=list_tensors(inputs), loss_B=loss_B)
 
     def _attach_gradients(self) -> None:
@@ -140,6 +171,32 @@ class GraphedPass:
         for parameter, gradient in zip(self._parameters, self._gradients, strict=True):
             assert parameter.grad is None, "gradients from elsewhere"
             parameter.grad = gradient
+
+
+def allows_graphs(device: torch.device) -> bool:
+    """Whether CUDA graphs can be captured on a device at all, see `PROMISING_ALLOCATOR`."""
+    if device.type != "cuda" or torch.version.cuda is None:
+        return False
+    return torch.cuda.get_allocator_backend() != PROMISING_ALLOCATOR
+
+
+def _end_capture(graph: torch.cuda.CUDAGraph, pool: Any) -> None:
+    """End a capture; if it is broken, put right what torch (2.11) leaves behind when it says so.
+
+    Raises:
+        RuntimeError: It is broken.
+    """
+    try:
+        graph.capture_end()
+    except RuntimeError:
+        device = torch.cuda.current_device()
+        with suppress(RuntimeError):  # the allocator would go on taking memory from the graph's pool
+            torch._C._cuda_endAllocateToPool(device, pool)
+            torch._C._cuda_releasePool(device, pool)
+        generator = torch.cuda.default_generators[device]  # its state believes that it is being captured
+        generator.graphsafe_set_state(torch.Generator(f"cuda:{device}").graphsafe_get_state())
+        torch.cuda.synchronize()
+        raise
 
 
 def can_be_captured(transformer: nn.Module) -> bool:

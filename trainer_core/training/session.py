@@ -23,7 +23,7 @@ from ..processes import ALONE, Processes
 from .base_targets import BaseOnly, with_base_targets
 from .batch_builder import BatchBuilder, TrainingBatch
 from .ema import Ema
-from .graphs import GraphedPass, can_be_captured
+from .graphs import GraphedPass, allows_graphs, can_be_captured
 from .lr_schedules import lr_factor
 from .memory import peak_memory_gib
 from .prefetch import Prefetcher
@@ -110,8 +110,7 @@ class TrainingSession:
 
     def _start_graphs(self) -> GraphedPass | None:
         """For a GPU that may be faster than Python can start its kernels."""
-        is_cuda = self.device.type == "cuda" and torch.version.cuda is not None
-        if not (is_cuda and self._update.keeps_gradients and can_be_captured(self.transformer)):
+        if not (allows_graphs(self.device) and self._update.keeps_gradients and can_be_captured(self.transformer)):
             return None
         # A function and its arguments, not a method: that would tie this session, and with it the model, to itself.
         differentiate = functools.partial(_differentiate, self.transformer, self.plan, self.device)
