@@ -108,6 +108,24 @@ def test_auto_counts_what_is_free_less_a_reserve(fresh: Setup, monkeypatch: pyte
     assert everything.num_bytes == 7.5 * gib
 
 
+def test_the_reserve_of_a_large_gpu_that_others_fill_is_a_share_of_what_is_free(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gib = run_memory.GIB
+    monkeypatch.setattr(run_memory, "available_memory", lambda device: (6 * gib, 140 * gib))
+    budget = run_memory._budget(None, torch.device("cuda"), run_memory.Freedom())
+    assert budget.num_bytes == 5.25 * gib
+
+
+def test_a_number_of_gib_is_cut_to_what_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    gib = run_memory.GIB
+    monkeypatch.setattr(run_memory, "available_memory", lambda device: (8 * gib, 8 * gib))
+    assert run_memory._budget(8, torch.device("cuda"), run_memory.Freedom()).num_bytes == 8 * gib
+    budget = run_memory._budget(10.5, torch.device("cuda"), run_memory.Freedom())
+    assert budget.num_bytes == 7.5 * gib
+    assert budget.reason == "10.5 GiB allowed, but only 8.0 free"
+
+
 def test_the_plan_counts_the_running_average_where_it_is(fresh: Setup) -> None:
     def optimizer_bytes(**ema: object) -> int:
         job = TrainJob(

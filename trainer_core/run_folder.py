@@ -87,6 +87,10 @@ class RunFolder:
             write_bytes_atomically(self.path / "workflow.json", workflow.encode())
         write_json_atomically(self.job_path, job)
 
+    def extend_job(self, facts: Mapping[str, Any]) -> None:
+        """Add to job.json what became known of the run later."""
+        write_json_atomically(self.job_path, {**json.loads(self.job_path.read_text(encoding="utf-8")), **facts})
+
     def samples_dir(self, step: int) -> Path:
         """Validation pictures of one step."""
         return self.path / "samples" / step_folder(step)

@@ -21,7 +21,7 @@ from .trained_weights import TrainedWeights
 from .training.low_resolution import num_low_resolution_tokens
 from .training.memory import available_memory
 from .training.memory_estimate import Measures, StepEstimate
-from .training.memory_plan import GIB, Budget, Freedom, MemoryPlan, choose_plan, describe
+from .training.memory_plan import GIB, Budget, Freedom, MemoryPlan, choose_plan, describe, smallest_peak
 from .training.memory_setting import parse_memory
 from .training.memory_sizes import DeviceFacts, ModelSize, SampleTokens, largest_batch, measure_model
 from .training.optimizers import OPTIMIZERS, state_bytes_on_device
@@ -29,6 +29,10 @@ from .training.optimizers import OPTIMIZERS, state_bytes_on_device
 RESERVED_SHARE = 1 / 16
 MIN_RESERVE = GIB / 2
 """Left free of a GPU by "auto": a sixteenth of its memory and at least this, for what the allocator cannot use."""
+MAX_RESERVED_SHARE = 1 / 8
+"""The reserve is never more than this share of what is free: on a large GPU that others fill, too."""
+NEXT_SHARE = 15 / 16
+"""The plan after one that ran out of memory takes this share of its predicted peak at most."""
 WORKSPACE_BYTES = {9: 32 * 2**20, 10: 32 * 2**20, 12: 32 * 2**20}
 """cuBLAS's workspace as PyTorch sets it, by major compute capability; Hopper and later have larger ones."""
 SMALL_WORKSPACE = 2**23 + 2**17
@@ -45,14 +49,51 @@ def plan_memory(
     allowed = parse_memory(job.train.memory)
     if allowed is None and device.type == "cpu":
         return _plain_plan(job)
-    estimate = estimate_step(job, weights, samples, device)
-    freedom = Freedom(
+    freedom = _freedom(job, device)
+    return choose_plan(estimate_step(job, weights, samples, device), _budget(allowed, device, freedom), freedom)
+
+
+def plan_less_memory(
+    job: TrainJob,
+    weights: TrainedWeights,
+    samples: Sequence[SampleSize],
+    device: torch.device,
+    failed: MemoryPlan,
+) -> MemoryPlan | None:
+    """Choose the plan to go on with after one ran out of memory.
+
+    Args:
+        job: The run.
+        weights: What of it is trained.
+        samples: What is trained on.
+        device: Where; what the failed plan held is free again.
+        failed: The plan that ran out.
+
+    Returns:
+        The fastest that takes noticeably less and fits into what is free now, or the smallest where none does; None if
+        the failed plan was the smallest.
+    """
+    estimate, freedom = estimate_step(job, weights, samples, device), _freedom(job, device)
+    failed_peak = estimate.peak(failed.measures)
+    smallest = smallest_peak(estimate, freedom)
+    if smallest >= failed_peak:
+        return None
+    usable = math.inf if device.type == "cpu" else _budget(parse_memory(job.train.memory), device, freedom).num_bytes
+    budget = Budget(
+        num_bytes=max(smallest, min(failed_peak * NEXT_SHARE, usable)),
+        reason=f"a plan of {failed_peak / GIB:.1f} GiB ran out of memory",
+        remedy="",
+    )
+    return choose_plan(estimate, budget, freedom)
+
+
+def _freedom(job: TrainJob, device: torch.device) -> Freedom:
+    return Freedom(
         recompute=job.train.gradient_checkpointing,
         slice_feed=job.adapter is not None,
         keep_results=device.type in ("cuda", "cpu"),
         move=device.type == "cuda",
     )
-    return choose_plan(estimate, _budget(allowed, device, freedom), freedom)
 
 
 def memory_remedies(job: TrainJob, plan: MemoryPlan) -> list[str]:
@@ -86,10 +127,16 @@ def _plain_plan(job: TrainJob) -> MemoryPlan:
 
 
 def _budget(allowed: float | None, device: torch.device, freedom: Freedom) -> Budget:
-    if allowed is not None:
-        return Budget(num_bytes=allowed * GIB, reason=f"{allowed:g} GiB allowed", remedy="raise memory")
     free, total = available_memory(device)
-    reserve = max(MIN_RESERVE, total * RESERVED_SHARE) if freedom.recompute else 0
+    reserve = min(max(MIN_RESERVE, total * RESERVED_SHARE), free * MAX_RESERVED_SHARE) if freedom.recompute else 0
+    if allowed is not None and (device.type == "cpu" or allowed * GIB <= free):
+        return Budget(num_bytes=allowed * GIB, reason=f"{allowed:g} GiB allowed", remedy="raise memory")
+    if allowed is not None:
+        return Budget(
+            num_bytes=free - reserve,
+            reason=f"{allowed:g} GiB allowed, but only {free / GIB:.1f} free",
+            remedy="close what else uses the GPU",
+        )
     return Budget(
         num_bytes=free - reserve,
         reason=f"{free / GIB:.1f} GiB free" + (f", {reserve / GIB:.1f} of them reserved" if reserve else ""),

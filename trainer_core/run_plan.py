@@ -46,6 +46,7 @@ def plan_run(
     held_out: Sequence[SampleSize],
     device: torch.device,
     first_step: int = 0,
+    memory: MemoryPlan | None = None,
 ) -> RunPlan:
     """Choose what is done to save memory, and guess the time.
 
@@ -56,10 +57,11 @@ def plan_run(
         held_out: What is measured on.
         device: Where.
         first_step: Steps done before.
+        memory: The memory plan, if it is settled.
 
     Raises:
         TrainerError: It cannot fit, or the weights do not suit the base.
     """
-    memory = plan_memory(job, weights, samples, device)
+    memory = memory or plan_memory(job, weights, samples, device)
     seconds = estimate_seconds(job, memory, samples, held_out, device, first_step)
     return RunPlan(memory=memory, seconds=seconds, first_step=first_step, num_steps=job.train.steps)

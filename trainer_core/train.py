@@ -24,17 +24,18 @@ from .job import TrainJob
 from .job_record import describe_job
 from .lumina2.base_files import expect_base_transformer
 from .observers import RunObserver, observing
-from .out_of_memory import explained_out_of_memory
+from .out_of_memory import OutOfMemoryError, explained_out_of_memory, without_frames
 from .processes import Processes
 from .recorder import Recorder
 from .run_folder import RunFolder, open_run
-from .run_memory import memory_remedies
+from .run_memory import memory_remedies, plan_less_memory
 from .run_plan import RunPlan, plan_run
 from .run_session import last_saved_step, resume_session, start_session
 from .torch_state import preserved_torch_state
 from .train_checks import check_run
 from .trained_weights import TrainedWeights, choose_trained_weights
 from .training.memory import free_memory, start_peak_memory
+from .training.memory_plan import MemoryPlan
 from .training.session import TrainingSession
 from .validation.settings import PictureSettings
 
@@ -128,24 +129,53 @@ def _train_to_end(
     observers: Sequence[RunObserver],
     context: StepContext,
 ) -> None:
-    free_memory(context.device)  # of steps before this one
+    """Train to the last step. Where memory runs out, go on from the last finished step with a plan that takes less."""
     start_peak_memory(context.device)
-    first_step, processes = last_saved_step(run), context.processes
+    memory: MemoryPlan | None = None
+    tell_start = True
     try:
-        with processes.failing_together():
-            expect_base_transformer(job.model)
-            weights.check(Path(job.model.base_path))
-            plan = _announce_plan(job, weights, run, samples, held_out, first_step, context)
-            remedies = memory_remedies(job, plan.memory)
-            with explained_out_of_memory("loading the model", remedies):
-                session = start_session(job, weights, plan.memory, samples, embeds, context)
-                resume_session(session, run, weights)
-        processes.take_from_main(list(session.parameters.values()))
-        processes.from_main(lambda: run.truncate_log(session.step))
+        free_memory(context.device)  # of nodes before this one
+        while True:
+            memory = _announce_plan(job, weights, run, samples, held_out, memory, context).memory
+            try:
+                _train_as_planned(job, weights, memory, run, samples, held_out, embeds, observers, context, tell_start)
+                return
+            except OutOfMemoryError as error:
+                failure = without_frames(error)
+            free_memory(context.device)  # before the next plan looks at what is free
+            tell_start = False
+            memory = _plan_less(job, weights, memory, samples, failure, context)
+            if memory is None:
+                raise failure
+            _tell_of_less_memory(run, failure, context)
     except BaseException as error:
-        _tell_failure(run, first_step, error, context)
+        _tell_failure(run, error, context)
         raise
-    for observer in observers:
+
+
+def _train_as_planned(
+    job: TrainJob,
+    weights: TrainedWeights,
+    memory: MemoryPlan,
+    run: RunFolder,
+    samples: Sequence[TrainingSample],
+    held_out: Sequence[TrainingSample],
+    embeds: EmbedIndex,
+    observers: Sequence[RunObserver],
+    context: StepContext,
+    tell_start: bool,
+) -> None:
+    """Train from the newest checkpoint to the end; whatever ends it early, the finished steps are kept."""
+    processes, remedies = context.processes, memory_remedies(job, memory)
+    with processes.failing_together():
+        expect_base_transformer(job.model)
+        weights.check(Path(job.model.base_path))
+        with explained_out_of_memory("loading the model", remedies):
+            session = start_session(job, weights, memory, samples, embeds, context)
+            resume_session(session, run, weights)
+    processes.take_from_main(list(session.parameters.values()))
+    processes.from_main(lambda: run.truncate_log(session.step))
+    for observer in observers if tell_start else ():
         observer.started(session.step)
     recorder = Recorder(
         job=job,
@@ -167,7 +197,6 @@ def _train_to_end(
                 processes.from_main(partial(recorder.record_step, session.train_step()))
             processes.from_main(recorder.finish)
     except BaseException as error:
-        _tell_failure(run, session.step, error, context)
         _rescue(session, recorder, error, processes)
         raise
 
@@ -178,22 +207,50 @@ def _announce_plan(
     run: RunFolder,
     samples: Sequence[TrainingSample],
     held_out: Sequence[TrainingSample],
-    first_step: int,
+    memory: MemoryPlan | None,
     context: StepContext,
 ) -> RunPlan:
-    """Decide how the run is made to fit, and say what it will take."""
+    """Decide how the run is made to fit, unless that is settled, and say what it will take."""
     sizes, held_out_sizes = ([size_of(sample) for sample in some] for some in (samples, held_out))
-    plan = plan_run(job, weights, sizes, held_out_sizes, context.device, first_step)
+    is_first, first_step = memory is None, last_saved_step(run)
+    plan = plan_run(job, weights, sizes, held_out_sizes, context.device, first_step, memory)
     logger.info("Run %s: %s", run.name, plan.memory.sentence)
     context.emit(Event(kind="planned", run=run.name, data=plan.to_json()))
-    if job.rollout is not None:
+    if context.processes.is_main:
+        run.extend_job({"memory_plan": plan.memory.sentence})
+    if job.rollout is not None and is_first:
         logger.info("Run %s: %s", run.name, job.rollout.sentence)
     return plan
 
 
-def _tell_failure(run: RunFolder, step: int, error: BaseException, context: StepContext) -> None:
+def _plan_less(
+    job: TrainJob,
+    weights: TrainedWeights,
+    failed: MemoryPlan,
+    samples: Sequence[TrainingSample],
+    failure: OutOfMemoryError,
+    context: StepContext,
+) -> MemoryPlan | None:
+    """The plan after one that ran out of memory; None where no plan would help."""
+    if context.processes.count > 1 or not (failure.is_of_device or context.device.type == "cpu"):
+        return None
+    return plan_less_memory(job, weights, [size_of(sample) for sample in samples], context.device, failed)
+
+
+def _tell_of_less_memory(run: RunFolder, failure: OutOfMemoryError, context: StepContext) -> None:
+    work = str(failure).partition(" ran out of memory")[0]
+    message = (
+        f"{work} ran out of memory after step {last_saved_step(run)}: going on from there in less memory, and slower."
+        " Nothing is lost"
+    )
+    logger.warning("%s: %s", run.name, message)
+    context.emit(Event(kind="notice", run=run.name, data={"level": "warning", "message": message}))
+
+
+def _tell_failure(run: RunFolder, error: BaseException, context: StepContext) -> None:
     if not isinstance(error, StopTraining):
-        context.emit(Event(kind="failed", run=run.name, data={"step": step, "message": str(error)}))
+        data = {"step": last_saved_step(run), "message": str(error)}
+        context.emit(Event(kind="failed", run=run.name, data=data))
 
 
 def _rescue(session: TrainingSession, recorder: Recorder, error: BaseException, processes: Processes) -> None:
