@@ -28,6 +28,9 @@ from ..trainer_core.lumina2.base_files import (
     TEXT_ENCODER_KINDS,
     VAE_KINDS,
 )
+from ..trainer_core.node_steps import NODE_STEPS
+from ..trainer_core.run.child import run_in_child
+from ..trainer_core.socket_json import from_json, to_json
 from ..trainer_core.torch_state import preserved_torch_state
 from .file_watch import FILES
 from .live_runs import RUNS, Status
@@ -38,6 +41,8 @@ DATASETS_KIND = "lumina2_datasets"
 """Key in extra_model_paths.yaml for further folders that datasets may lie in."""
 STOPS = (StopTraining, memory.InterruptProcessingException)
 """What ends a step that was asked to stop."""
+DEVICES_OF_CHILDREN = {"cuda"}
+"""Kinds of device on which training runs in a process of its own."""
 PIP_NAMES = {"PIL": "pillow"}
 """Packages whose name differs from the module's."""
 
@@ -92,6 +97,35 @@ def running_step(hidden: Any, *, uses_device: bool = True) -> Iterator[StepConte
             if uses_device:
                 gc.collect()
                 memory.soft_empty_cache()
+
+
+def call_stage(node_id: str, settings: Any, *, context: StepContext, **linked: Any) -> Any:
+    """Do a node's work: on a GPU in a process of its own, which cannot take ComfyUI down and gives all memory back.
+
+    Args:
+        node_id: Key of NODE_STEPS.
+        settings: The node's widgets.
+        context: From `running_step`.
+        linked: What its sockets got.
+    """
+    if context.device.type not in DEVICES_OF_CHILDREN:
+        stage = NODE_STEPS[node_id].run
+        assert stage is not None, f"{node_id} does nothing"
+        return stage(settings, **linked, context=context)
+    surroundings = {
+        "output_dir": context.output_dir,
+        "loras_dir": context.loras_dir,
+        "device": str(context.device),
+        "model_output_dirs": context.model_output_dirs,
+        "roots": context.roots,
+        "model_dirs": context.model_dirs,
+        "workflow": context.workflow,
+    }
+    task = {"node": node_id, "settings": settings, "sockets": linked, "context": surroundings}
+    answer = run_in_child(
+        to_json(task), emit=context.emit, should_stop=context.should_stop, take_requests=context.take_requests
+    )
+    return from_json(answer)
 
 
 class _Conversation:

@@ -6,7 +6,6 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainer_core import train_steps
 from ..trainer_core.data.cache import EmbedCache, LatentCache
 from ..trainer_core.job import TrainFullSettings
 from ..trainer_core.lumina2.model_files import Lumina2Model
@@ -68,7 +67,8 @@ class TrainFullModel(io.ComfyNode):
     ) -> io.NodeOutput:
         with host.running_step(cls.hidden) as context:
             settings = TrainFullSettings(**widgets)
-            result = train_steps.train_full(
+            result = host.call_stage(
+                "Lumina2TrainFull",
                 settings,
                 model=model,
                 latents=latents,

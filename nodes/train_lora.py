@@ -6,7 +6,6 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainer_core import train_steps
 from ..trainer_core.data.cache import EmbedCache, LatentCache
 from ..trainer_core.job import TrainLoRASettings
 from ..trainer_core.lumina2.model_files import Lumina2Model
@@ -79,7 +78,8 @@ class TrainLoRA(io.ComfyNode):
     ) -> io.NodeOutput:
         with host.running_step(cls.hidden) as context:
             settings = TrainLoRASettings(**widgets)
-            result = train_steps.train_lora(
+            result = host.call_stage(
+                "Lumina2TrainLoRA",
                 settings,
                 model=model,
                 latents=latents,

@@ -1,0 +1,1 @@
+"""One training run: its job, plan, loop and records."""
