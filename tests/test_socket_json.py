@@ -22,7 +22,9 @@ def there_and_back(value: Any) -> Any:
 
 @pytest.mark.parametrize("node", NODE_STEPS)
 def test_the_settings_of_every_node_are_the_same_afterwards(node: str) -> None:
-    needed = {"captions": "a cat"} if node == "Lumina2DatasetFromImages" else {}
+    needed = {"Lumina2DatasetFromImages": {"captions": "a cat"}, "Lumina2HubUpload": {"repo_id": "me/cat"}}.get(
+        node, {}
+    )
     settings = NODE_STEPS[node].settings(**needed)
     assert there_and_back(settings) == settings
 

@@ -153,7 +153,8 @@ class GraphedPass:
         gc.collect()
         torch.cuda.empty_cache()
         torch.cuda.synchronize(self._device)
-        with torch.cuda.stream(torch.cuda.Stream(self._device)):
+        # Always the same stream: cuBLAS keeps a workspace for each.
+        with torch.cuda.stream(torch.cuda.graph(graph).capture_stream):
             # Other threads (which read the next batch) may go on using CUDA meanwhile.
             graph.capture_begin(pool=pool, capture_error_mode="thread_local")
             try:
