@@ -137,7 +137,7 @@ def prepare(scratch: Path) -> str:
     base = ensure_base_file(scratch / "models" / "checkpoints", num_layers=NUM_LAYERS).name
     if not (scratch / "input" / "set").exists():
         write_photos(scratch / "input" / "set", 8, PHOTO_SIZES)
-    for name in ("output", "temp", "user", "custom_nodes"):
+    for name in ("output", "user", "custom_nodes", "frontend"):
         (scratch / name).mkdir(exist_ok=True)
     link = scratch / "custom_nodes" / "lumina2-trainer"
     if not link.exists():
@@ -187,7 +187,7 @@ def running(options: argparse.Namespace, environment: Mapping[str, str]) -> Iter
     scratch = options.scratch
     arguments = ["--listen", "127.0.0.1", "--port", str(PORT), "--base-directory", str(scratch)]
     arguments += ["--disable-api-nodes", "--disable-auto-launch", "--database-url", "sqlite:///:memory:"]
-    arguments += ["--front-end-root", str(scratch / "temp"), *options.flags.split()]
+    arguments += ["--front-end-root", str(scratch / "frontend"), *options.flags.split()]
     with (scratch / "comfyui.log").open("ab") as log:
         process = subprocess.Popen(
             [sys.executable, "main.py", *arguments],
