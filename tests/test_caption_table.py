@@ -10,9 +10,9 @@ from lumina2_trainer.trainer_core.caption_table import CaptionTableSettings, rea
 from lumina2_trainer.trainer_core.data import cache_text_embeds
 from lumina2_trainer.trainer_core.encode_prompts import encode_prompts
 from lumina2_trainer.trainer_core.errors import TrainerError
+from lumina2_trainer.trainer_core.lumina2.encoders.fitting_text_encoder import FittingTextEncoder
 from lumina2_trainer.trainer_core.lumina2.model_files import LoadSettings
 from lumina2_trainer.trainer_core.lumina2.prompts import SYSTEM_PROMPTS
-from lumina2_trainer.trainer_core.lumina2.text_encoder import TextEncoder
 from lumina2_trainer.trainer_core.node_steps import NODE_STEPS
 from lumina2_trainer.trainer_core.settings import describe_settings
 from lumina2_trainer.trainer_core.steps import CacheTextEmbedsSettings, load_lumina2
@@ -35,13 +35,13 @@ def test_tokens_are_those_that_the_text_cache_encodes(
     rows = read_caption_table(settings, dataset=dataset, model=model, context=context).view["rows"]
 
     counts: dict[str, int] = {}
-    count_tokens = TextEncoder.count_tokens
+    count_tokens = FittingTextEncoder.count_tokens
 
-    def remember(encoder: TextEncoder, prompt: str) -> int:
+    def remember(encoder: FittingTextEncoder, prompt: str) -> int:
         counts[prompt] = count_tokens(encoder, prompt)
         return counts[prompt]
 
-    monkeypatch.setattr(TextEncoder, "count_tokens", remember)
+    monkeypatch.setattr(FittingTextEncoder, "count_tokens", remember)
     encode_prompts(
         model,
         system_prompt=SYSTEM_PROMPTS[system_prompt],

@@ -47,10 +47,10 @@ def encode_prompts(
 
     def load_encoder() -> PromptEncoder:
         context.before_encoding()
-        from .lumina2.text_encoder import load_text_encoder
+        from .lumina2.encoders.fitting_text_encoder import FittingTextEncoder
 
         path = Path(model.text_encoder_path)
-        return load_text_encoder(path, device=context.device, dtype=dtype, text_attention=model.text_attention)
+        return FittingTextEncoder(path, device=context.device, dtype=dtype, text_attention=model.text_attention)
 
     try:
         return fill_embed_cache(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import csv
 import hashlib
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -128,6 +128,11 @@ class FakeTextEncoder:
         self.batches.append(list(prompts))
         self.after_batch()
         return [fake_embeds(prompt) for prompt in prompts]
+
+    def encode_batches(self, batches: Sequence[Sequence[str]], check: Callable[[], None]) -> Iterator[list[Tensor]]:
+        for batch in batches:
+            check()
+            yield self.encode(batch)
 
     def describe_differences(self, prompts: Sequence[str]) -> list[str]:
         return [f"{prompt!r} has a weight" for prompt in prompts if "(" in prompt]

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Callable, Mapping, Sequence
+import traceback
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -44,8 +45,11 @@ class PromptEncoder(Protocol):
         """Tokens of a prompt before it is cut to the encoder's limit."""
         ...
 
-    def encode(self, prompts: list[str], /) -> list[Tensor]:
-        """[tokens, width] float32 of each prompt, without padding."""
+    def encode_batches(self, batches: list[list[str]], check: Callable[[], None], /) -> Iterator[list[Tensor]]:
+        """[tokens, width] float32 of each prompt of each batch, without padding.
+
+        How many batches are worked on at once is the encoder's choice; it calls `check`, which may raise, meanwhile.
+        """
         ...
 
     def describe_differences(self, prompts: list[str], /) -> list[str]:
@@ -183,15 +187,27 @@ def _encode(
     progress: Progress,
 ) -> None:
     progress.stop_if_asked()
-    encoder = load_encoder()
     try:
-        with EntryWriter(dtype, progress) as writer:
-            for batch in _make_batches(missing, batch_size, encoder):
-                progress.stop_if_asked(writer.finish)
-                embeds = encoder.encode(batch)
-                writer.write(embeds, [_new_entry(folder / names[text], text, encoder) for text in batch])
-    finally:
-        del encoder  # an error's traceback would keep Gemma2 on the device
+        _encode_with(load_encoder(), missing, names, folder, dtype, batch_size, progress)
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)  # they would keep Gemma2 on the device
+        raise
+
+
+def _encode_with(
+    encoder: PromptEncoder,
+    missing: Sequence[str],
+    names: Mapping[str, str],
+    folder: Path,
+    dtype: torch.dtype,
+    batch_size: int,
+    progress: Progress,
+) -> None:
+    with EntryWriter(dtype, progress) as writer:
+        batches = _make_batches(missing, batch_size, encoder)
+        all_embeds = encoder.encode_batches(batches, lambda: progress.stop_if_asked(writer.finish))
+        for batch, embeds in zip(batches, all_embeds, strict=True):
+            writer.write(embeds, [_new_entry(folder / names[text], text, encoder) for text in batch])
 
 
 def _make_batches(texts: Sequence[str], batch_size: int, encoder: PromptEncoder) -> list[list[str]]:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+import functools
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -41,11 +42,6 @@ class TextEncoder:
         """Where the weights are and the embeddings come out."""
         return self.model.device
 
-    @property
-    def max_batch_tokens(self) -> int:
-        """Tokens, with padding, to encode at once."""
-        return MAX_BATCH_TOKENS.get(self.device.type, MAX_BATCH_TOKENS["cpu"])
-
     @torch.no_grad()
     def encode(self, prompts: Sequence[str]) -> list[Tensor]:
         """Gemma2's hidden_states[-2] of each prompt, encoded together.
@@ -59,50 +55,75 @@ class TextEncoder:
             [tokens, width] float32 of each prompt on the encoder's device: the beginning-of-sequence token first, no
             padding, at most MAX_PROMPT_TOKENS tokens.
         """
-        ids = [self._tokenize(prompt)[:MAX_PROMPT_TOKENS] for prompt in prompts]
+        ids = [tokenize(self.tokenizer, prompt)[:MAX_PROMPT_TOKENS] for prompt in prompts]
         longest = max(len(row) for row in ids)
         # Attention is causal, so padding on the right changes no token before it and needs no mask.
         padded = torch.tensor([row + [0] * (longest - len(row)) for row in ids], device=self.device)
-        embeds = F.embedding(padded, self.model.embed_tokens.weight).float()
-        if hasattr(self.model.embed_tokens, "embed_scale"):  # transformers 5; older ones scale inside the model
-            embeds = embeds * embeds.shape[-1] ** 0.5
+        embeds = scale_embeds(self.model, F.embedding(padded, self.model.embed_tokens.weight))
         hidden_states = self.model(inputs_embeds=embeds, use_cache=False).last_hidden_state
         return [hidden[: len(row)].float() for hidden, row in zip(hidden_states, ids, strict=True)]
 
-    def count_tokens(self, prompt: str) -> int:
-        """Tokens of a prompt before it is cut to MAX_PROMPT_TOKENS, the beginning of the sequence included."""
-        return len(self._tokenize(prompt))
-
-    def describe_differences(self, prompts: Sequence[str]) -> list[str]:
-        """Say which prompts ComfyUI would encode differently by design, and why.
+    def encode_batches(self, batches: Sequence[Sequence[str]], check: Callable[[], None]) -> Iterator[list[Tensor]]:
+        """Encode one batch after the other, each when it is wanted.
 
         Args:
-            prompts: As for `encode`.
-
-        Returns:
-            A sentence for each reason and prompt; empty if all are encoded alike.
+            batches: See `encode`.
+            check: Called before each batch; may raise.
         """
-        messages = []
-        for prompt in prompts:
-            messages += describe_syntax(prompt)
-            num_tokens = self.count_tokens(prompt)
-            if num_tokens > MAX_PROMPT_TOKENS:
-                messages.append(
-                    f"{shorten(prompt)} has {num_tokens} tokens: training reads the first {MAX_PROMPT_TOKENS},"
-                    " ComfyUI reads them all"
-                )
-        return messages
-
-    def _tokenize(self, prompt: str) -> list[int]:
-        return _tokenize(self.tokenizer, prompt)
+        for batch in batches:
+            check()
+            yield self.encode(batch)
 
 
-def _tokenize(tokenizer: SentencePieceProcessor, prompt: str) -> list[int]:
+def tokenize(tokenizer: SentencePieceProcessor, prompt: str) -> list[int]:
+    """Token ids of a prompt before it is cut, the beginning of the sequence first."""
     return tokenizer.encode(unescape(prompt))
 
 
+def scale_embeds(model: Gemma2Model, rows: Tensor) -> Tensor:
+    """What Gemma2 takes in place of token ids.
+
+    Args:
+        model: Who takes it.
+        rows: [B, L, width] of the embedding table, in its dtype.
+
+    Returns:
+        [B, L, width] float32.
+    """
+    if hasattr(model.embed_tokens, "embed_scale"):  # transformers 5; older ones scale inside the model
+        return rows.float() * rows.shape[-1] ** 0.5
+    return rows.float()
+
+
+def count_tokens(tokenizer: SentencePieceProcessor, prompt: str) -> int:
+    """Tokens of a prompt before it is cut to MAX_PROMPT_TOKENS, the beginning of the sequence included."""
+    return len(tokenize(tokenizer, prompt))
+
+
+def describe_differences(tokenizer: SentencePieceProcessor, prompts: Sequence[str]) -> list[str]:
+    """Say which prompts ComfyUI would encode differently by design, and why.
+
+    Args:
+        tokenizer: Gemma2's.
+        prompts: As for `TextEncoder.encode`.
+
+    Returns:
+        A sentence for each reason and prompt; empty if all are encoded alike.
+    """
+    messages = []
+    for prompt in prompts:
+        messages += describe_syntax(prompt)
+        num_tokens = count_tokens(tokenizer, prompt)
+        if num_tokens > MAX_PROMPT_TOKENS:
+            messages.append(
+                f"{shorten(prompt)} has {num_tokens} tokens: training reads the first {MAX_PROMPT_TOKENS},"
+                " ComfyUI reads them all"
+            )
+    return messages
+
+
 def load_token_counter(path: Path) -> Callable[[str], int]:
-    """What counts tokens as `TextEncoder.count_tokens` does, without reading the model's weights.
+    """What counts a prompt's tokens as `count_tokens` does, without reading the model's weights.
 
     Args:
         path: As for `load_text_encoder`.
@@ -110,8 +131,7 @@ def load_token_counter(path: Path) -> Callable[[str], int]:
     Raises:
         TrainerError: It is not a whole Gemma2 with its tokenizer.
     """
-    tokenizer = _load_tokenizer(find_text_files(path))
-    return lambda prompt: len(_tokenize(tokenizer, prompt))
+    return functools.partial(count_tokens, load_tokenizer(find_text_files(path)))
 
 
 def load_text_encoder(path: Path, *, device: torch.device, dtype: torch.dtype, text_attention: str) -> TextEncoder:
@@ -127,15 +147,20 @@ def load_text_encoder(path: Path, *, device: torch.device, dtype: torch.dtype, t
         TrainerError: It is not a whole Gemma2 with its tokenizer.
     """
     files = find_text_files(path)
-    tokenizer = _load_tokenizer(files)
-    model = _build_without_last_layer(files, text_attention)
+    tokenizer = load_tokenizer(files)
+    model = build_without_last_layer(files, text_attention)
     needed = dict(model.named_parameters())
     plan = {name: [entry] for name, entry in files.tensors.items() if name in needed}
     fill_parameters(model, plan, device=device, dtype=dtype)
     return TextEncoder(model.to(device).eval().requires_grad_(False), tokenizer)
 
 
-def _load_tokenizer(files: TextFiles) -> SentencePieceProcessor:
+def load_tokenizer(files: TextFiles) -> SentencePieceProcessor:
+    """Gemma2's tokenizer, which must be of the same model as the weights.
+
+    Raises:
+        TrainerError: It is damaged or of another model.
+    """
     from sentencepiece import SentencePieceProcessor
 
     try:
@@ -150,7 +175,7 @@ def _load_tokenizer(files: TextFiles) -> SentencePieceProcessor:
     return tokenizer
 
 
-def _build_without_last_layer(files: TextFiles, text_attention: str) -> Gemma2Model:
+def build_without_last_layer(files: TextFiles, text_attention: str) -> Gemma2Model:
     """Gemma2 whose output is hidden_states[-2]: parameters on the meta device, computed tables on the host."""
     from accelerate import init_empty_weights
     from transformers import Gemma2Config, Gemma2Model

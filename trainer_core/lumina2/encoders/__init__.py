@@ -1,0 +1,1 @@
+"""What turns captions and pictures into what the network reads."""
