@@ -74,7 +74,9 @@ def tiny_gemma(softcap: float | None = None) -> torch.nn.Module:
     return randomise(Gemma2Model(config), seed=3).eval()
 
 
-def tiny_vae(channels: tuple[int, ...] = (32, 64, 96, 96), layers_per_block: int = 1) -> torch.nn.Module:
+def tiny_vae(
+    channels: tuple[int, ...] = (32, 64, 96, 96), layers_per_block: int = 1, *, quant_convs: bool = False
+) -> torch.nn.Module:
     """diffusers' AutoencoderKL with random weights."""
     from diffusers import AutoencoderKL
 
@@ -84,8 +86,8 @@ def tiny_vae(channels: tuple[int, ...] = (32, 64, 96, 96), layers_per_block: int
         block_out_channels=channels,
         layers_per_block=layers_per_block,
         latent_channels=16,
-        use_quant_conv=False,
-        use_post_quant_conv=False,
+        use_quant_conv=quant_convs,
+        use_post_quant_conv=quant_convs,
         scaling_factor=0.3611,
         shift_factor=0.1159,
     )

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from .encoders.vae_memory import estimate_bytes, free_bytes
 from .vae import encode_pixels, load_vae
 
 if TYPE_CHECKING:
@@ -18,9 +19,6 @@ MAX_GPU_BATCH_PIXELS = 4 * 2**20
 fill the multiprocessors of the largest GPUs."""
 CPU_BATCH_PIXELS = 2**14
 """One picture of 128 x 128: a larger batch falls out of the cache and is no faster (measured with the demo's VAE)."""
-LIVE_TENSORS = 6.5
-"""Tensors of full resolution at the encoder's peak: a block's input, a convolution's input and output, and what cuDNN
-rearranges them into, with some room."""
 USABLE_SHARE = 0.6
 """Of the free memory; the rest is for cuDNN's workspaces and what else runs on this GPU."""
 
@@ -57,9 +55,8 @@ class LatentEncoder:
         """
         if self._device.type != "cuda":
             return max(1, CPU_BATCH_PIXELS // (width * height))
-        bytes_per_pixel = LIVE_TENSORS * self._vae.config.block_out_channels[0] * torch.float32.itemsize
-        affordable = USABLE_SHARE * _free_bytes(self._device) / bytes_per_pixel
-        return max(1, int(min(MAX_GPU_BATCH_PIXELS, affordable) // (width * height)))
+        affordable = USABLE_SHARE * free_bytes(self._device) / estimate_bytes(self._vae.encoder, height, width, None)
+        return max(1, min(MAX_GPU_BATCH_PIXELS // (width * height), int(affordable)))
 
 
 def load_latent_encoder(path: Path, *, device: torch.device) -> LatentEncoder:
@@ -81,9 +78,3 @@ def _activate_in_place(encoder: nn.Module) -> None:
         for name, child in module.named_children():
             if isinstance(child, nn.SiLU):
                 setattr(module, name, nn.SiLU(inplace=True))
-
-
-def _free_bytes(device: torch.device) -> int:
-    """Free on the device, or held by PyTorch without being used."""
-    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + held

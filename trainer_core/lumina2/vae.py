@@ -11,6 +11,8 @@ import torch
 from torch import Tensor
 
 from ..errors import TrainerError
+from .encoders.vae_memory import compute_in_free_memory
+from .encoders.vae_strips import StripPlan, run_in_strips
 from .module_weights import check_names_and_shapes, check_storage, fill_parameters
 from .vae_names import NUM_LEVELS, is_attention_projection, to_ldm_name
 from .vae_sizes import LATENT_CHANNELS, NUM_GROUPS, VaeSizes, infer_sizes
@@ -63,7 +65,17 @@ def encode_pixels(vae: AutoencoderKL, pixels_B3HW: Tensor) -> Tensor:
     Returns:
         [B, 16, H / 8, W / 8] float32 on the VAE's device, shifted and scaled for the network.
     """
-    mode = vae.encode(pixels_B3HW.to(vae.device, vae.dtype)).latent_dist.mode()
+
+    def in_strips(pixels_13HW: Tensor, plan: StripPlan) -> Tensor:
+        moments = run_in_strips(vae.encoder, pixels_13HW, plan)
+        return (moments if vae.quant_conv is None else vae.quant_conv(moments)).chunk(2, dim=1)[0]
+
+    mode = compute_in_free_memory(
+        vae.encoder,
+        pixels_B3HW.to(vae.device, vae.dtype),
+        whole=lambda pixels: vae.encode(pixels).latent_dist.mode(),
+        in_strips=in_strips,
+    )
     return (mode.float() - LATENT_SHIFT) * LATENT_SCALE
 
 
@@ -78,8 +90,15 @@ def decode_latents(vae: AutoencoderKL, latents: Tensor) -> Tensor:
     Returns:
         [B, 3, 8 h, 8 w] float32 in [0, 1] on the VAE's device.
     """
+
+    def in_strips(z: Tensor, plan: StripPlan) -> Tensor:
+        return run_in_strips(vae.decoder, z if vae.post_quant_conv is None else vae.post_quant_conv(z), plan)
+
     z = latents.to(vae.device, torch.float32) / LATENT_SCALE + LATENT_SHIFT
-    return ((vae.decode(z.to(vae.dtype)).sample.float() + 1) / 2).clamp(0, 1)
+    sample = compute_in_free_memory(
+        vae.decoder, z.to(vae.dtype), whole=lambda z: vae.decode(z).sample, in_strips=in_strips
+    )
+    return ((sample.float() + 1) / 2).clamp(0, 1)
 
 
 def inspect_vae(path: Path) -> tuple[AutoencoderKL, dict[str, TensorEntry]]:

@@ -1,1 +1,1 @@
-"""What turns captions and pictures into what the network reads."""
+"""Text encoder, VAE and the prompts they are given."""
