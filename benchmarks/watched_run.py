@@ -3,23 +3,20 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 import sys
 import time
-from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import psutil
+from lumina2_trainer.benchmarks.gpu_memory import watch_gpu_memory
 from lumina2_trainer.trainer_core.run_folder import RunFolder, is_step
 
 POLL_SECONDS = 0.001
 """Between looks at the log: a hundredth of the shortest step of the real model."""
-MEMORY_POLL_MILLISECONDS = 200
 COMPLAINT = re.compile(r"(?:\[rank\d+\]: ?)?(lumina2-trainer: .+|[\w.]*(?:Error|Exception|Failed): .+)")
 LAUNCHER_COMPLAINT = "torch.distributed.elastic"
 """Begins what torchrun says itself, which names no reason."""
@@ -70,7 +67,8 @@ def watch_run(
     launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(num_ranks))
     command = [sys.executable, *launcher, "-m", "lumina2_trainer", *arguments]
     arrivals: list[float] = []
-    with printed_path.open("w", encoding="utf-8") as printed, _gpu_memory(printed_path) as peaks_gib:
+    memory_path = printed_path.with_suffix(".memory.csv")
+    with printed_path.open("w", encoding="utf-8") as printed, watch_gpu_memory(memory_path) as peaks_gib:
         started = time.perf_counter()
         process = subprocess.Popen(command, stdout=printed, stderr=subprocess.STDOUT, env=environment)
         try:
@@ -117,35 +115,3 @@ def _reason(printed_path: Path, status: int | None, timeout_seconds: float, num_
     what = own[0] if own else (lines or ["nothing printed"])[-1]
     ended = f"no end after {timeout_seconds:.0f} s" if status is None else f"exit code {status}"
     return f"{ended} after {num_done} steps: {what}"
-
-
-@contextmanager
-def _gpu_memory(beside: Path) -> Iterator[list[float]]:
-    """Most memory in use of each GPU while the block runs, filled in at its end."""
-    peaks_gib: list[float] = []
-    program = shutil.which("nvidia-smi")
-    if program is None:
-        yield peaks_gib
-        return
-    path = beside.with_suffix(".memory.csv")
-    query = ["--query-gpu=index,memory.used", "--format=csv,noheader,nounits", "-lms", str(MEMORY_POLL_MILLISECONDS)]
-    with path.open("w", encoding="utf-8") as file:
-        process = subprocess.Popen([program, *query], stdout=file, stderr=subprocess.DEVNULL)
-        try:
-            yield peaks_gib
-        finally:
-            process.kill()
-            process.wait()
-            peaks_gib += read_peaks(path.read_text(encoding="utf-8"))
-
-
-def read_peaks(text: str) -> list[float]:
-    """Most GiB of each GPU, in their order.
-
-    Args:
-        text: Lines of index and MiB.
-    """
-    peaks: defaultdict[int, int] = defaultdict(int)
-    for index, mebibytes in re.findall(r"^(\d+), (\d+)$", text, re.MULTILINE):
-        peaks[int(index)] = max(peaks[int(index)], int(mebibytes))
-    return [peaks[index] / 1024 for index in sorted(peaks)]

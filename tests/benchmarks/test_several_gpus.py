@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from lumina2_trainer.benchmarks import several_gpus
+from lumina2_trainer.benchmarks.gpu_memory import read_peaks
 from lumina2_trainer.benchmarks.several_gpus import (
     CASES,
     compare,
@@ -18,7 +19,7 @@ from lumina2_trainer.benchmarks.several_gpus import (
     make_environment,
     make_workflow,
 )
-from lumina2_trainer.benchmarks.watched_run import RunFailed, WatchedRun, read_peaks, watch_run
+from lumina2_trainer.benchmarks.watched_run import RunFailed, WatchedRun, watch_run
 from lumina2_trainer.trainer_core.run_folder import RunFolder
 from lumina2_trainer.trainer_core.runner import check_workflow
 from lumina2_trainer.trainer_core.workflow import read_workflow
