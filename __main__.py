@@ -4,7 +4,7 @@ import sys
 from pathlib import Path
 
 if __package__:
-    from .trainer_core.cli import main
+    from .trainer_core.cli.main import main
 else:
     from importlib import import_module
     from importlib.util import module_from_spec, spec_from_file_location
@@ -16,6 +16,6 @@ else:
     package = module_from_spec(spec)
     sys.modules["lumina2_trainer"] = package
     spec.loader.exec_module(package)
-    main = import_module("lumina2_trainer.trainer_core.cli").main
+    main = import_module("lumina2_trainer.trainer_core.cli.main").main
 
 sys.exit(main())

@@ -11,17 +11,17 @@ from io import BufferedWriter
 from pathlib import Path
 
 import torch
-from lumina2_trainer.trainer_core.lumina2.base_files import DEMO_MODEL_PATH
-from lumina2_trainer.trainer_core.lumina2.checkpoint import ALL_IN_ONE_PREFIX
-from lumina2_trainer.trainer_core.lumina2.text_files import (
+from lumina2_trainer.trainer_core.lumina2.encoders.text_files import (
     ALL_IN_ONE_TEXT_PREFIX,
     ALL_IN_ONE_TOKENIZER_NAME,
     GemmaSizes,
     find_text_files,
 )
-from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config, Lumina2Transformer
-from lumina2_trainer.trainer_core.lumina2.vae import ALL_IN_ONE_VAE_PREFIX
-from lumina2_trainer.trainer_core.lumina2.vae_names import to_ldm_state_dict
+from lumina2_trainer.trainer_core.lumina2.encoders.vae import ALL_IN_ONE_VAE_PREFIX
+from lumina2_trainer.trainer_core.lumina2.encoders.vae_names import to_ldm_state_dict
+from lumina2_trainer.trainer_core.lumina2.models.base_files import DEMO_MODEL_PATH
+from lumina2_trainer.trainer_core.lumina2.models.checkpoint import ALL_IN_ONE_PREFIX
+from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Config, Lumina2Transformer
 
 GEMMA_2_2B = GemmaSizes(
     vocab_size=256000,

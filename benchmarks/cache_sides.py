@@ -18,7 +18,7 @@ from lumina2_trainer.trainer_core.data.cache import (
     read_embed_index,
     read_latent_index,
 )
-from lumina2_trainer.trainer_core.lumina2.base_files import DEMO_MODEL_PATH
+from lumina2_trainer.trainer_core.lumina2.models.base_files import DEMO_MODEL_PATH
 from safetensors.torch import load_file
 from torch import Tensor
 

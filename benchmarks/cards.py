@@ -117,7 +117,7 @@ def measure(
     card: Card, name: str, allocator: str, base: str, environment: dict[str, str], options: argparse.Namespace
 ) -> dict[str, Any]:
     """One run on a card."""
-    from lumina2_trainer.trainer_core.run_folder import RunFolder, is_step
+    from lumina2_trainer.trainer_core.run.folder import RunFolder, is_step
 
     job, scratch = JOBS[name], options.scratch
     run_name = f"{name}-{card.total_gib:g}-{allocator}"

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 import torch
-from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config
+from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Config
 
 RANK = 16
 LEARNING_RATE = 1e-4

@@ -70,11 +70,11 @@ def train_first_step(work: Path, precision: str, started: float) -> dict[str, An
         Seconds since `started` when the steps were imported, when the base was checked and when the first step was
         done, that step's own seconds, and the most host memory in GiB until then.
     """
-    from lumina2_trainer.trainer_core import train_steps
     from lumina2_trainer.trainer_core.data.cache import EmbedCache, LatentCache
     from lumina2_trainer.trainer_core.errors import StopTraining
     from lumina2_trainer.trainer_core.events import Event
-    from lumina2_trainer.trainer_core.job import TrainLoRASettings
+    from lumina2_trainer.trainer_core.run.job import TrainLoRASettings
+    from lumina2_trainer.trainer_core.stages import train
 
     result = {"imported": time.time() - started}
 
@@ -91,7 +91,7 @@ def train_first_step(work: Path, precision: str, started: float) -> dict[str, An
     model = place.load(context)
     result["checked"] = time.time() - started
     try:
-        train_steps.train_lora(
+        train.train_lora(
             TrainLoRASettings(run_name="start-up"),
             model=model,
             latents=LatentCache(**caches["latents"]),
@@ -127,6 +127,6 @@ def _open_workplace(work: Path, precision: str) -> Any:
 def _peak_host_gib() -> float:
     """Most host memory of this process that was resident at once, in GiB."""
     import torch
-    from lumina2_trainer.trainer_core.training.memory import peak_memory_gib
+    from lumina2_trainer.trainer_core.device import peak_memory_gib
 
     return peak_memory_gib(torch.device("cpu"))

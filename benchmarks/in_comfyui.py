@@ -240,7 +240,7 @@ def node(class_type: str, **inputs: Any) -> Graph:
 
 def widgets(kind: str, **changed: Any) -> Graph:
     """A node of this pack with its defaults."""
-    from lumina2_trainer.trainer_core.node_steps import NODE_STEPS
+    from lumina2_trainer.trainer_core.workflow.nodes import NODE_STEPS
 
     return node(kind, **{**asdict(NODE_STEPS[kind].settings()), **changed})
 

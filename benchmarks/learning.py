@@ -23,13 +23,15 @@ from typing import Any
 
 import torch
 from lumina2_trainer.benchmarks.processes import MACHINE_SCRIPT, headline, run_alone, write_report
-from lumina2_trainer.trainer_core import demo, steps, train_steps
 from lumina2_trainer.trainer_core.adapters.kinds import AdapterSettings
 from lumina2_trainer.trainer_core.adapters.lycoris_settings import LYCORIS_ALGORITHMS, LyCORISSettings
+from lumina2_trainer.trainer_core.cli import demo
 from lumina2_trainer.trainer_core.context import StepContext
 from lumina2_trainer.trainer_core.errors import TrainerError
-from lumina2_trainer.trainer_core.lumina2.model_files import LoadSettings
-from lumina2_trainer.trainer_core.training.optimizers import OPTIMIZERS
+from lumina2_trainer.trainer_core.lumina2.models.model_files import LoadSettings
+from lumina2_trainer.trainer_core.stages import caches
+from lumina2_trainer.trainer_core.stages import train as train_steps
+from lumina2_trainer.trainer_core.training.optim.optimizers import OPTIMIZERS
 from lumina2_trainer.trainer_core.training.rollout_settings import RolloutSettings
 from lumina2_trainer.trainer_core.training.settings import CheckpointSettings
 
@@ -101,13 +103,13 @@ class Demo:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._folder = folder
         self.context = StepContext(output_dir=folder / "output", loras_dir=folder / "loras", device=device)
-        self._model = steps.load_lumina2(LoadSettings(base="demo", precision="fp32"), context=self.context)
-        dataset = steps.read_dataset_folder(demo.demo_folder("dataset"), context=self.context).dataset
-        self._latents = steps.cache_latents(
-            steps.CacheLatentsSettings(), model=self._model, dataset=dataset, context=self.context
+        self._model = caches.load_lumina2(LoadSettings(base="demo", precision="fp32"), context=self.context)
+        dataset = caches.read_dataset_folder(demo.demo_folder("dataset"), context=self.context).dataset
+        self._latents = caches.cache_latents(
+            caches.CacheLatentsSettings(), model=self._model, dataset=dataset, context=self.context
         )
-        self._embeds = steps.cache_text_embeds(
-            steps.CacheTextEmbedsSettings(system_prompt="none"),
+        self._embeds = caches.cache_text_embeds(
+            caches.CacheTextEmbedsSettings(system_prompt="none"),
             model=self._model,
             dataset=dataset,
             context=self.context,
@@ -140,8 +142,8 @@ class Demo:
             context=self.context,
         )
         seconds = (time.perf_counter() - started) / num_steps
-        settings = steps.SaveAdapterSettings(name=run_name, weights=choice.weights)
-        path = steps.save_adapter(settings, adapter=trained.adapter, context=self.context)[0]
+        settings = caches.SaveAdapterSettings(name=run_name, weights=choice.weights)
+        path = caches.save_adapter(settings, adapter=trained.adapter, context=self.context)[0]
         return {
             "after": self.measure(path),
             "seconds_per_step": seconds,

@@ -28,13 +28,13 @@ from lumina2_trainer.benchmarks.trainers.ours import build_transformer, start_lo
 from lumina2_trainer.benchmarks.trainers.prepared import repeat
 from lumina2_trainer.trainer_core.adapters.lora import LoRASettings, attach_lora
 from lumina2_trainer.trainer_core.errors import TrainerError
-from lumina2_trainer.trainer_core.lumina2.precision import PRECISIONS
-from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config, Lumina2Transformer
-from lumina2_trainer.trainer_core.run_memory import device_facts
-from lumina2_trainer.trainer_core.training.memory_estimate import Measures, StepEstimate
-from lumina2_trainer.trainer_core.training.memory_plan import GIB, Budget, Freedom, MemoryPlan, choose_plan
-from lumina2_trainer.trainer_core.training.memory_sizes import BatchSize, measure_model
-from lumina2_trainer.trainer_core.training.shapes import ShapeLimiter
+from lumina2_trainer.trainer_core.lumina2.memory.estimate import Measures, StepEstimate
+from lumina2_trainer.trainer_core.lumina2.memory.plan import GIB, Budget, Freedom, MemoryPlan, choose_plan
+from lumina2_trainer.trainer_core.lumina2.memory.sizes import BatchSize, measure_model
+from lumina2_trainer.trainer_core.lumina2.network.padding import ShapeLimiter
+from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Config, Lumina2Transformer
+from lumina2_trainer.trainer_core.lumina2.quant.precision import PRECISIONS
+from lumina2_trainer.trainer_core.run.memory import device_facts
 
 TIMEOUT_SECONDS = 240
 COLUMNS = (

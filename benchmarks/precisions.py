@@ -19,10 +19,11 @@ from typing import Any
 
 import torch
 from lumina2_trainer.benchmarks.processes import MACHINE_SCRIPT, headline, run_alone, write_report
-from lumina2_trainer.trainer_core import demo, steps, train_steps
+from lumina2_trainer.trainer_core.cli import demo
 from lumina2_trainer.trainer_core.context import StepContext
-from lumina2_trainer.trainer_core.lumina2.model_files import LoadSettings
-from lumina2_trainer.trainer_core.lumina2.precision import PRECISIONS
+from lumina2_trainer.trainer_core.lumina2.models.model_files import LoadSettings
+from lumina2_trainer.trainer_core.lumina2.quant.precision import PRECISIONS
+from lumina2_trainer.trainer_core.stages import caches, train
 
 FIRST_SEED = 42
 MACHINE_TIMEOUT_SECONDS = 120
@@ -55,19 +56,19 @@ def measure(precision: str, num_steps: int, num_seeds: int, folder: Path) -> dic
     """Train with each seed; held-out losses before and after, and seconds a step."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     context = StepContext(output_dir=folder / "output", loras_dir=folder / "loras", device=device)
-    model = steps.load_lumina2(LoadSettings(base="demo", precision=precision), context=context)
+    model = caches.load_lumina2(LoadSettings(base="demo", precision=precision), context=context)
     held_out = demo.read_held_out(model, context)
-    dataset = steps.read_dataset_folder(demo.demo_folder("dataset"), context=context).dataset
-    latents = steps.cache_latents(steps.CacheLatentsSettings(), model=model, dataset=dataset, context=context)
-    embeds = steps.cache_text_embeds(
-        steps.CacheTextEmbedsSettings(system_prompt="none"), model=model, dataset=dataset, context=context
+    dataset = caches.read_dataset_folder(demo.demo_folder("dataset"), context=context).dataset
+    latents = caches.cache_latents(caches.CacheLatentsSettings(), model=model, dataset=dataset, context=context)
+    embeds = caches.cache_text_embeds(
+        caches.CacheTextEmbedsSettings(system_prompt="none"), model=model, dataset=dataset, context=context
     )
     warmup = min(demo.OPTIMIZER.num_warmup_steps, num_steps // 2)
     result: dict[str, Any] = {"before": [], "after": [], "seconds_per_step": []}
     for seed in range(FIRST_SEED, FIRST_SEED + num_seeds):
         settings = dataclasses.replace(demo.TRAIN, steps=num_steps, seed=seed, run_name=f"{precision}-{seed}")
         started = time.perf_counter()
-        trained = train_steps.train_lora(
+        trained = train.train_lora(
             settings,
             model=model,
             latents=latents,

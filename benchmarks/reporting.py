@@ -20,12 +20,13 @@ from unittest import mock
 
 import torch
 from lumina2_trainer.benchmarks.processes import write_report
-from lumina2_trainer.trainer_core import demo, steps, train_steps
+from lumina2_trainer.trainer_core.cli import demo
 from lumina2_trainer.trainer_core.context import StepContext
 from lumina2_trainer.trainer_core.events import Event
-from lumina2_trainer.trainer_core.job import TrainLoRASettings
-from lumina2_trainer.trainer_core.lumina2.model_files import LoadSettings
-from lumina2_trainer.trainer_core.recorder import Recorder
+from lumina2_trainer.trainer_core.lumina2.models.model_files import LoadSettings
+from lumina2_trainer.trainer_core.run.job import TrainLoRASettings
+from lumina2_trainer.trainer_core.run.recorder import Recorder
+from lumina2_trainer.trainer_core.stages import caches, train
 from lumina2_trainer.trainer_core.training.session import TrainingSession
 
 LARGEST_SHARE = 0.02
@@ -59,17 +60,17 @@ def measure_reporting(folder: Path, num_steps: int) -> dict[str, Any]:
         sent.append(json.dumps(event.to_json()))  # as a server would
 
     context = StepContext(output_dir=folder / "output", loras_dir=folder / "loras", device=device, emit=emit)
-    model = steps.load_lumina2(LoadSettings(base="demo", precision="bf16"), context=context)
-    dataset = steps.read_dataset_folder(demo.demo_folder("dataset"), context=context).dataset
-    latents = steps.cache_latents(steps.CacheLatentsSettings(), model=model, dataset=dataset, context=context)
-    embeds = steps.cache_text_embeds(
-        steps.CacheTextEmbedsSettings(system_prompt="none"), model=model, dataset=dataset, context=context
+    model = caches.load_lumina2(LoadSettings(base="demo", precision="bf16"), context=context)
+    dataset = caches.read_dataset_folder(demo.demo_folder("dataset"), context=context).dataset
+    latents = caches.cache_latents(caches.CacheLatentsSettings(), model=model, dataset=dataset, context=context)
+    embeds = caches.cache_text_embeds(
+        caches.CacheTextEmbedsSettings(system_prompt="none"), model=model, dataset=dataset, context=context
     )
     settings = TrainLoRASettings(
         steps=num_steps, batch_size=1, rank=16, alpha=16.0, run_name="reporting", gradient_checkpointing=False
     )
     with _timed(TrainingSession, "train_step") as training, _timed(Recorder, "record_step") as reporting:
-        train_steps.train_lora(settings, model=model, latents=latents, embeds=embeds, context=context)
+        train.train_lora(settings, model=model, latents=latents, embeds=embeds, context=context)
     step_seconds = statistics.median(training[NUM_WARM_UP_STEPS:])
     report_seconds = statistics.median(reporting[NUM_WARM_UP_STEPS:])
     return {

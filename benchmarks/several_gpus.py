@@ -168,7 +168,7 @@ def measure_row(
     Raises:
         RunFailed: It could not be measured.
     """
-    from lumina2_trainer.trainer_core.run_folder import RunFolder
+    from lumina2_trainer.trainer_core.run.folder import RunFolder
 
     seconds_left = deadline - time.monotonic()
     if seconds_left < LEAST_SECONDS:

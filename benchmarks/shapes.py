@@ -8,7 +8,7 @@ from collections.abc import Sequence
 
 import torch
 from lumina2_trainer.trainer_core.data.buckets import Bucket, list_buckets
-from lumina2_trainer.trainer_core.lumina2.layout import MAX_CAPTION_TOKENS
+from lumina2_trainer.trainer_core.lumina2.network.layout import MAX_CAPTION_TOKENS
 
 from .material import Sample, make_sample
 

@@ -53,7 +53,7 @@ def measure(options: argparse.Namespace, work: Path) -> None:
     """Prepare, and time the first step from a cold and from a warm file."""
     from lumina2_trainer.benchmarks.base_file import ensure_base_file
     from lumina2_trainer.benchmarks.first_step import prepare
-    from lumina2_trainer.trainer_core.lumina2.base_files import DEMO_MODEL_PATH
+    from lumina2_trainer.trainer_core.lumina2.models.base_files import DEMO_MODEL_PATH
 
     machine = run_alone(MACHINE_SCRIPT, [], TIMEOUT_SECONDS)
     print(headline(machine) if "error" not in machine else machine["error"], flush=True)

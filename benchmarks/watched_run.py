@@ -13,7 +13,7 @@ from typing import Any
 
 import psutil
 from lumina2_trainer.benchmarks.gpu_memory import watch_gpu_memory
-from lumina2_trainer.trainer_core.run_folder import RunFolder, is_step
+from lumina2_trainer.trainer_core.run.folder import RunFolder, is_step
 
 POLL_SECONDS = 0.001
 """Between looks at the log: a hundredth of the shortest step of the real model."""

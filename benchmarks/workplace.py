@@ -7,13 +7,13 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
-from lumina2_trainer.trainer_core import steps
 from lumina2_trainer.trainer_core.context import StepContext
 from lumina2_trainer.trainer_core.data.cache import EmbedCache, LatentCache
 from lumina2_trainer.trainer_core.data.folder import Dataset, DatasetFolder, DatasetFolderSettings
 from lumina2_trainer.trainer_core.events import Event
-from lumina2_trainer.trainer_core.lumina2.base_files import DEMO_BASE
-from lumina2_trainer.trainer_core.lumina2.model_files import LoadSettings, Lumina2Model
+from lumina2_trainer.trainer_core.lumina2.models.base_files import DEMO_BASE
+from lumina2_trainer.trainer_core.lumina2.models.model_files import LoadSettings, Lumina2Model
+from lumina2_trainer.trainer_core.stages import caches
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -47,7 +47,7 @@ class Workplace:
     def load(self, context: StepContext) -> Lumina2Model:
         """Load Lumina2's step, which reads no weights."""
         base = DEMO_BASE if self.base_path is None else self.base_path.name
-        return steps.load_lumina2(LoadSettings(base=base, precision=self.precision), context=context)
+        return caches.load_lumina2(LoadSettings(base=base, precision=self.precision), context=context)
 
     def dataset(self, folder: Path) -> Dataset:
         """A folder of pictures in buckets, captions beside them."""
@@ -56,14 +56,14 @@ class Workplace:
 
     def cache_latents(self, folder: Path, context: StepContext) -> LatentCache:
         """Cache Latents with its own defaults."""
-        return steps.cache_latents(
-            steps.CacheLatentsSettings(), model=self.load(context), dataset=self.dataset(folder), context=context
+        return caches.cache_latents(
+            caches.CacheLatentsSettings(), model=self.load(context), dataset=self.dataset(folder), context=context
         )
 
     def cache_text_embeds(self, folder: Path, context: StepContext) -> EmbedCache:
         """Cache Text Embeds with its own defaults and bare captions."""
-        return steps.cache_text_embeds(
-            steps.CacheTextEmbedsSettings(system_prompt="none"),
+        return caches.cache_text_embeds(
+            caches.CacheTextEmbedsSettings(system_prompt="none"),
             model=self.load(context),
             dataset=self.dataset(folder),
             context=context,

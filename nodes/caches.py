@@ -6,10 +6,10 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainer_core import steps
 from ..trainer_core.data.folder import Dataset
 from ..trainer_core.data.index import EMBEDS_FOLDER, LATENTS_FOLDER
-from ..trainer_core.lumina2.model_files import Lumina2Model
+from ..trainer_core.lumina2.models.model_files import Lumina2Model
+from ..trainer_core.stages import caches
 from ..trainer_core.validation.settings import ValidationSettings
 from . import file_watch, host, sockets
 from .forecasts import FORECASTER
@@ -29,7 +29,7 @@ class CacheLatents(io.ComfyNode):
             inputs=[
                 sockets.Lumina2Model.Input("model", tooltip="From Load Lumina2; its VAE is used."),
                 sockets.Dataset.Input("dataset", tooltip="From Dataset Folder."),
-                *build_widgets(steps.CacheLatentsSettings),
+                *build_widgets(caches.CacheLatentsSettings),
             ],
             outputs=[sockets.Latents.Output(display_name="latents", tooltip="For latents of a Train node.")],
             hidden=[io.Hidden.unique_id, io.Hidden.prompt],
@@ -45,8 +45,8 @@ class CacheLatents(io.ComfyNode):
             host.running_step(cls.hidden) as surroundings,
             FORECASTER.forecasting(cls.hidden, dataset, surroundings) as context,
         ):
-            settings = steps.CacheLatentsSettings(**widgets)
-            cache = steps.cache_latents(settings, model=model, dataset=dataset, context=context)
+            settings = caches.CacheLatentsSettings(**widgets)
+            cache = caches.cache_latents(settings, model=model, dataset=dataset, context=context)
             file_watch.watch_cache(LATENTS_FOLDER, cache.index_path)
             return io.NodeOutput(cache)
 
@@ -64,7 +64,7 @@ class CacheTextEmbeds(io.ComfyNode):
             inputs=[
                 sockets.Lumina2Model.Input("model", tooltip="From Load Lumina2; its text encoder is used."),
                 sockets.Dataset.Input("dataset", tooltip="From Dataset Folder."),
-                *build_widgets(steps.CacheTextEmbedsSettings),
+                *build_widgets(caches.CacheTextEmbedsSettings),
                 sockets.ValidationPrompts.Input(
                     "validation",
                     optional=True,
@@ -77,7 +77,7 @@ class CacheTextEmbeds(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, **widgets: Any) -> bool:
-        return check_widgets(steps.CacheTextEmbedsSettings, widgets)
+        return check_widgets(caches.CacheTextEmbedsSettings, widgets)
 
     @classmethod
     def fingerprint_inputs(cls, **widgets: Any) -> int:
@@ -91,8 +91,8 @@ class CacheTextEmbeds(io.ComfyNode):
             host.running_step(cls.hidden) as surroundings,
             FORECASTER.forecasting(cls.hidden, dataset, surroundings) as context,
         ):
-            settings = steps.CacheTextEmbedsSettings(**widgets)
-            cache = steps.cache_text_embeds(
+            settings = caches.CacheTextEmbedsSettings(**widgets)
+            cache = caches.cache_text_embeds(
                 settings, model=model, dataset=dataset, validation=validation, context=context
             )
             file_watch.watch_cache(EMBEDS_FOLDER, cache.index_path)

@@ -6,9 +6,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainer_core.caption_table import CaptionTableSettings, read_caption_table
 from ..trainer_core.data.folder import Dataset
-from ..trainer_core.lumina2.model_files import Lumina2Model
+from ..trainer_core.lumina2.models.model_files import Lumina2Model
+from ..trainer_core.stages.caption_table import CaptionTableSettings, read_caption_table
 from . import host, sockets
 from .widgets import build_widgets, check_widgets
 

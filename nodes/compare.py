@@ -6,9 +6,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainer_core.compare import CompareSettings, compare
-from ..trainer_core.job import Adapter
-from ..trainer_core.lumina2.model_files import Lumina2Model
+from ..trainer_core.lumina2.models.model_files import Lumina2Model
+from ..trainer_core.run.job import Adapter
+from ..trainer_core.stages.compare import CompareSettings, compare
 from . import host, sockets
 from .pictures import read_images
 from .widgets import build_widgets, check_widgets

@@ -6,9 +6,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainer_core import steps
 from ..trainer_core.data.folder import Dataset, DatasetFolderSettings
 from ..trainer_core.dataset_report import DatasetReport
+from ..trainer_core.stages import caches
 from . import host, sockets
 from .pictures import read_images
 from .widgets import build_widgets, check_widgets
@@ -63,5 +63,5 @@ class DatasetFolder(io.ComfyNode):
     @classmethod
     def execute(cls, dataset: Dataset | None = None, **widgets: Any) -> io.NodeOutput:
         with host.running_step(cls.hidden, uses_device=False) as context:
-            report = steps.read_dataset_folder(DatasetFolderSettings(**widgets), dataset=dataset, context=context)
+            report = caches.read_dataset_folder(DatasetFolderSettings(**widgets), dataset=dataset, context=context)
             return show_report(report)

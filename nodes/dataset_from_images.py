@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from torch import Tensor
 
 from ..trainer_core.data.folder import Dataset
-from ..trainer_core.dataset_from_images import DatasetFromImagesSettings, read_dataset_from_images
+from ..trainer_core.stages.dataset import DatasetFromImagesSettings, read_dataset_from_images
 from . import file_watch, host, sockets
 from .dataset import report_outputs, show_report
 from .widgets import build_widgets, check_widgets

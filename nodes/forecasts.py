@@ -11,8 +11,8 @@ from typing import Any
 from ..trainer_core.context import RUNS_FOLDER, StepContext
 from ..trainer_core.data.folder import Dataset
 from ..trainer_core.errors import TrainerError
-from ..trainer_core.forecast import DatasetOutput, forecast_runs, nodes_behind
-from ..trainer_core.workflow import parse_workflow
+from ..trainer_core.workflow.file import parse_workflow
+from ..trainer_core.workflow.forecast import DatasetOutput, forecast_runs, nodes_behind
 from . import host
 from .live_runs import RUNS
 

@@ -17,16 +17,16 @@ import torch
 from torch import Tensor
 
 from ..trainer_core.errors import TrainerError
-from ..trainer_core.job import Adapter
-from ..trainer_core.lumina2.checkpoint import load_transformer
-from ..trainer_core.lumina2.model_files import Lumina2Model
-from ..trainer_core.lumina2.precision import PRECISIONS
-from ..trainer_core.lumina2.text_files import find_text_files
-from ..trainer_core.lumina2.transformer import Lumina2Config
-from ..trainer_core.lumina2.vae import load_vae
-from ..trainer_core.lumina2.vae_names import to_ldm_state_dict
-from ..trainer_core.lumina2.vae_sizes import LATENT_CHANNELS
-from ..trainer_core.lumina2.weight_reader import WeightReader
+from ..trainer_core.lumina2.encoders.text_files import find_text_files
+from ..trainer_core.lumina2.encoders.vae import load_vae
+from ..trainer_core.lumina2.encoders.vae_names import to_ldm_state_dict
+from ..trainer_core.lumina2.encoders.vae_sizes import LATENT_CHANNELS
+from ..trainer_core.lumina2.models.checkpoint import load_transformer
+from ..trainer_core.lumina2.models.model_files import Lumina2Model
+from ..trainer_core.lumina2.network.transformer import Lumina2Config
+from ..trainer_core.lumina2.quant.precision import PRECISIONS
+from ..trainer_core.lumina2.weights.weight_reader import WeightReader
+from ..trainer_core.run.job import Adapter
 from .host_values import read_lora
 
 CPU = torch.device("cpu")

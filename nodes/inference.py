@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..trainer_core.job import Adapter
-from ..trainer_core.lumina2.model_files import Lumina2Model
+from ..trainer_core.lumina2.models.model_files import Lumina2Model
+from ..trainer_core.run.job import Adapter
 from ..trainer_core.validation.settings import ValidateSettings
 from . import host, host_models, sockets
 from .widgets import build_widgets

@@ -6,8 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainer_core import steps
-from ..trainer_core.lumina2.model_files import LoadSettings
+from ..trainer_core.lumina2.models.model_files import LoadSettings
+from ..trainer_core.stages import caches
 from . import host, sockets
 from .widgets import build_widgets
 
@@ -39,4 +39,4 @@ class LoadLumina2(io.ComfyNode):
     @classmethod
     def execute(cls, **widgets: Any) -> io.NodeOutput:
         with host.running_step(cls.hidden, uses_device=False) as context:
-            return io.NodeOutput(steps.load_lumina2(LoadSettings(**widgets), context=context))
+            return io.NodeOutput(caches.load_lumina2(LoadSettings(**widgets), context=context))

@@ -11,9 +11,9 @@ from typing import Any
 
 from PIL import Image
 
-from ..trainer_core.job import RESERVED_RUN_NAMES
-from ..trainer_core.run_folder import RunFolder, is_step
-from ..trainer_core.step_folders import list_step_folders, step_of
+from ..trainer_core.run.folder import RunFolder, is_step
+from ..trainer_core.run.job import RESERVED_RUN_NAMES
+from ..trainer_core.run_names import list_step_folders, step_of
 from ..trainer_core.weight_names import BASE, LIVE, weights_of
 
 MAX_CURVE_POINTS = 500

@@ -6,8 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainer_core import steps
-from ..trainer_core.job import Adapter
+from ..trainer_core.run.job import Adapter
+from ..trainer_core.stages import caches
 from . import host, sockets
 from .widgets import build_widgets, check_widgets
 
@@ -24,7 +24,7 @@ class SaveAdapter(io.ComfyNode):
             description="Writes the adapter to ComfyUI's LoRA folder under a new name. Press R to see it in loaders.",
             inputs=[
                 sockets.Adapter.Input("adapter", tooltip="From Train LoRA."),
-                *build_widgets(steps.SaveAdapterSettings),
+                *build_widgets(caches.SaveAdapterSettings),
             ],
             outputs=[io.String.Output(display_name="path", tooltip="The files written, one a line.")],
             hidden=[io.Hidden.unique_id],
@@ -33,11 +33,11 @@ class SaveAdapter(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, **widgets: Any) -> bool:
-        return check_widgets(steps.SaveAdapterSettings, widgets)
+        return check_widgets(caches.SaveAdapterSettings, widgets)
 
     @classmethod
     def execute(cls, adapter: Adapter, **widgets: Any) -> io.NodeOutput:
         with host.running_step(cls.hidden, uses_device=False) as context:
-            settings = steps.SaveAdapterSettings(**widgets)
-            text = "\n".join(str(path) for path in steps.save_adapter(settings, adapter=adapter, context=context))
+            settings = caches.SaveAdapterSettings(**widgets)
+            text = "\n".join(str(path) for path in caches.save_adapter(settings, adapter=adapter, context=context))
             return io.NodeOutput(text, ui={"text": [text]})

@@ -6,8 +6,8 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainer_core import steps
-from ..trainer_core.lumina2.model_files import Lumina2Model
+from ..trainer_core.lumina2.models.model_files import Lumina2Model
+from ..trainer_core.stages import caches
 from . import host, sockets
 from .widgets import build_widgets, check_widgets
 
@@ -26,7 +26,7 @@ class SaveModel(io.ComfyNode):
                 sockets.Lumina2Model.Input(
                     "model", tooltip="From Train Full Model, or from Load Lumina2 to convert it."
                 ),
-                *build_widgets(steps.SaveModelSettings),
+                *build_widgets(caches.SaveModelSettings),
             ],
             outputs=[io.String.Output(display_name="path", tooltip="The file or folder written.")],
             hidden=[io.Hidden.unique_id],
@@ -35,10 +35,10 @@ class SaveModel(io.ComfyNode):
 
     @classmethod
     def validate_inputs(cls, **widgets: Any) -> bool:
-        return check_widgets(steps.SaveModelSettings, widgets)
+        return check_widgets(caches.SaveModelSettings, widgets)
 
     @classmethod
     def execute(cls, model: Lumina2Model, **widgets: Any) -> io.NodeOutput:
         with host.running_step(cls.hidden, uses_device=False) as context:
-            text = str(steps.save_model(steps.SaveModelSettings(**widgets), model=model, context=context))
+            text = str(caches.save_model(caches.SaveModelSettings(**widgets), model=model, context=context))
             return io.NodeOutput(text, ui={"text": [text]})

@@ -7,8 +7,8 @@ from typing import Any
 from comfy_api.latest import io
 
 from ..trainer_core.data.cache import EmbedCache, LatentCache
-from ..trainer_core.job import TrainLoRASettings
-from ..trainer_core.lumina2.model_files import Lumina2Model
+from ..trainer_core.lumina2.models.model_files import Lumina2Model
+from ..trainer_core.run.job import TrainLoRASettings
 from . import file_watch, host, sockets
 from .host_values import read_lora, to_loss_map
 from .pictures import read_images

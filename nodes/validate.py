@@ -6,9 +6,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
-from ..trainer_core import steps
-from ..trainer_core.job import Adapter
-from ..trainer_core.lumina2.model_files import Lumina2Model
+from ..trainer_core.lumina2.models.model_files import Lumina2Model
+from ..trainer_core.run.job import Adapter
+from ..trainer_core.stages import caches
 from ..trainer_core.validation.settings import ValidateSettings
 from . import host, sockets
 from .pictures import read_images
@@ -55,5 +55,5 @@ class Validate(io.ComfyNode):
     @classmethod
     def execute(cls, model: Lumina2Model, adapter: Adapter | None = None, **widgets: Any) -> io.NodeOutput:
         with host.running_step(cls.hidden) as context:
-            result = steps.validate(ValidateSettings(**widgets), model=model, adapter=adapter, context=context)
+            result = caches.validate(ValidateSettings(**widgets), model=model, adapter=adapter, context=context)
             return io.NodeOutput(read_images(result.images), result.scores, ui=host.show_pictures(result.images))

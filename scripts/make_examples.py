@@ -13,17 +13,18 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from lumina2_trainer.trainer_core import demo, steps
 from lumina2_trainer.trainer_core.adapters.lora import LoRASettings
 from lumina2_trainer.trainer_core.adapters.lycoris_settings import LyCORISSettings
-from lumina2_trainer.trainer_core.canvas_file import Graph, graph_content
-from lumina2_trainer.trainer_core.compare import CompareSettings
+from lumina2_trainer.trainer_core.cli import demo
 from lumina2_trainer.trainer_core.data.folder import DEMO_FOLDER, DatasetFolderSettings
 from lumina2_trainer.trainer_core.files import write_json_atomically
-from lumina2_trainer.trainer_core.job import TrainFullSettings, TrainLoRASettings
-from lumina2_trainer.trainer_core.lumina2.model_files import LoadSettings
+from lumina2_trainer.trainer_core.lumina2.models.model_files import LoadSettings
+from lumina2_trainer.trainer_core.run.job import TrainFullSettings, TrainLoRASettings
+from lumina2_trainer.trainer_core.stages import caches
+from lumina2_trainer.trainer_core.stages.compare import CompareSettings
 from lumina2_trainer.trainer_core.training.settings import CheckpointSettings, OptimizerSettings
 from lumina2_trainer.trainer_core.validation.settings import ValidationSettings
+from lumina2_trainer.trainer_core.workflow.canvas import Graph, graph_content
 
 FOLDER = Path(__file__).parents[1] / "example_workflows"
 TRIGGER = demo.TRIGGER_WORDS
@@ -68,15 +69,15 @@ def graph_of(example: Example) -> Graph:
     small = {"steps": 12, "batch_size": 8, "run_name": example.run_name}
     if example.is_full:
         train: Any = TrainFullSettings(**{**small, "learning_rate": 2e-4, **example.train})
-        save: Any = steps.SaveModelSettings(name=example.run_name)
+        save: Any = caches.SaveModelSettings(name=example.run_name)
     else:
         train = TrainLoRASettings(**{**small, "learning_rate": 1e-3, **example.train})
-        save = steps.SaveAdapterSettings(name=example.run_name)
+        save = caches.SaveAdapterSettings(name=example.run_name)
     settings = {
         "model": LoadSettings(base="demo", precision=example.precision),
         "validation": DEMO_PROMPTS,
-        "latents": steps.CacheLatentsSettings(),
-        "embeds": steps.CacheTextEmbedsSettings(system_prompt="none"),
+        "latents": caches.CacheLatentsSettings(),
+        "embeds": caches.CacheTextEmbedsSettings(system_prompt="none"),
         **example.parts,
         "train": train,
         "save": save,

@@ -14,8 +14,8 @@ from importlib.metadata import version
 from pathlib import Path
 
 from lumina2_trainer.trainer_core.files import write_json_atomically
-from lumina2_trainer.trainer_core.node_steps import NODE_STEPS
 from lumina2_trainer.trainer_core.settings import describe_settings
+from lumina2_trainer.trainer_core.workflow.nodes import NODE_STEPS
 
 PACK_DIR = Path(__file__).parents[1]
 WIDGETS_FILE = "widgets.json"

@@ -18,7 +18,7 @@ from pathlib import Path
 from lumina2_trainer.tests.browser.frontend import BARS, Frontend, launch_chromium, open_frontend
 from lumina2_trainer.tests.host.checkouts import PACK_DIR, find_checkouts, open_host, read_version
 from lumina2_trainer.tests.host.server import HostServer, start_server
-from lumina2_trainer.trainer_core.demo import DEMO_DIR
+from lumina2_trainer.trainer_core.cli.demo import DEMO_DIR
 from PIL import Image, ImageFilter
 from playwright.sync_api import FloatRect
 

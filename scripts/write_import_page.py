@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from lumina2_trainer.trainer_core.simpletuner.report import known_keys
+from lumina2_trainer.trainer_core.importers.simpletuner.report import known_keys
 
 PAGE = Path(__file__).resolve().parent.parent / "docs" / "IMPORT_SIMPLETUNER.md"
 HEADING = "## All keys\n"

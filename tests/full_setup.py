@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from lumina2_trainer.trainer_core import steps, train_steps
-from lumina2_trainer.trainer_core.job import TrainFullSettings
+from lumina2_trainer.trainer_core.run.job import TrainFullSettings
+from lumina2_trainer.trainer_core.stages import caches, train
 
 from .training_setup import Setup
 
@@ -12,8 +12,8 @@ TRAIN_FULL = TrainFullSettings(
 )
 
 
-def train_full(setup: Setup, settings: TrainFullSettings = TRAIN_FULL, **sockets: object) -> steps.TrainFullResult:
+def train_full(setup: Setup, settings: TrainFullSettings = TRAIN_FULL, **sockets: object) -> caches.TrainFullResult:
     """Run the step with a setup's sockets."""
-    return train_steps.train_full(
+    return train.train_full(
         settings, model=setup.model, latents=setup.latents, embeds=setup.embeds, context=setup.context, **sockets
     )

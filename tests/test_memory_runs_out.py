@@ -9,10 +9,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from lumina2_trainer.trainer_core import run_memory
 from lumina2_trainer.trainer_core.events import Event
 from lumina2_trainer.trainer_core.out_of_memory import OutOfMemoryError, is_out_of_memory
-from lumina2_trainer.trainer_core.run_memory import plan_less_memory
+from lumina2_trainer.trainer_core.run import memory
+from lumina2_trainer.trainer_core.run.memory import plan_less_memory
 from lumina2_trainer.trainer_core.training.session import TrainingSession
 
 from .failing_allocator import FailingAllocator, is_equal, outcome, train, undisturbed
@@ -81,15 +81,15 @@ def test_each_plan_takes_less_than_the_one_that_ran_out(fresh: Setup) -> None:
     from lumina2_trainer.trainer_core.adapters.lora import LoRASettings
     from lumina2_trainer.trainer_core.data.cache import join_samples, read_embed_index, read_latent_index
     from lumina2_trainer.trainer_core.data.sample_sizes import size_of
-    from lumina2_trainer.trainer_core.job import TrainJob
-    from lumina2_trainer.trainer_core.trained_weights import choose_trained_weights
+    from lumina2_trainer.trainer_core.run.job import TrainJob
+    from lumina2_trainer.trainer_core.run.trained_weights import choose_trained_weights
 
     job = TrainJob(model=fresh.model, latents=fresh.latents, embeds=fresh.embeds, train=TRAIN, adapter=LoRASettings())
     job = replace(job, train=replace(TRAIN, gradient_checkpointing=True))
     weights, cpu = choose_trained_weights(job), torch.device("cpu")
     samples = [size_of(s) for s in join_samples(read_latent_index(job.latents), read_embed_index(job.embeds))]
-    estimate = run_memory.estimate_step(job, weights, samples, cpu)
-    plan = run_memory.plan_memory(job, weights, samples, cpu)
+    estimate = memory.estimate_step(job, weights, samples, cpu)
+    plan = memory.plan_memory(job, weights, samples, cpu)
     peaks = []
     while plan is not None:
         peaks.append(estimate.peak(plan.measures))

@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from lumina2_trainer.trainer_core import steps
 from lumina2_trainer.trainer_core.out_of_memory import OutOfMemoryError, explained_out_of_memory
+from lumina2_trainer.trainer_core.stages import caches
 from lumina2_trainer.trainer_core.validation.settings import ValidateSettings
 
 from .training_setup import make_setup
@@ -56,16 +56,16 @@ def test_what_the_failed_calls_held_is_free_while_the_error_is_handled() -> None
 
 def test_each_step_names_its_own_settings(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     setup = make_setup(tmp_path)
-    monkeypatch.setattr(steps, "fill_latent_cache", run_out)
+    monkeypatch.setattr(caches, "fill_latent_cache", run_out)
     with pytest.raises(OutOfMemoryError, match=r"encoding pictures .* batch_size of Cache Latents"):
-        steps.cache_latents(
-            steps.CacheLatentsSettings(),
+        caches.cache_latents(
+            caches.CacheLatentsSettings(),
             model=setup.model,
             dataset=None,
             context=setup.context,  # type: ignore[arg-type]
         )
     monkeypatch.setattr("lumina2_trainer.trainer_core.validation.render.sample_latents", run_out)
     with pytest.raises(OutOfMemoryError, match=r"drawing pictures .* width and height"):
-        steps.validate(
+        caches.validate(
             ValidateSettings(prompts="a red square", width=64, height=64), model=setup.model, context=setup.context
         )

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lumina2_trainer.trainer_core.cli import main
+from lumina2_trainer.trainer_core.cli.main import main
 from safetensors.torch import load_file
 
 from .lumina2.tiny_models import relative_error

@@ -8,9 +8,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lumina2_trainer.trainer_core.node_steps import NODE_STEPS
 from lumina2_trainer.trainer_core.settings import SettingField, describe_settings
-from lumina2_trainer.trainer_core.workflow import read_workflow
+from lumina2_trainer.trainer_core.workflow.file import read_workflow
+from lumina2_trainer.trainer_core.workflow.nodes import NODE_STEPS
 
 RELEASED_DIR = Path(__file__).parent / "released"
 """Written by scripts/record_widgets.py before each release."""

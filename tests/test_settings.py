@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from lumina2_trainer.trainer_core.errors import TrainerError
 from lumina2_trainer.trainer_core.settings import check_known
-from lumina2_trainer.trainer_core.steps import CacheTextEmbedsSettings, SaveAdapterSettings
+from lumina2_trainer.trainer_core.stages.caches import CacheTextEmbedsSettings, SaveAdapterSettings
 
 
 @pytest.mark.parametrize(

@@ -7,14 +7,15 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
-from lumina2_trainer.trainer_core import steps, train_steps
 from lumina2_trainer.trainer_core.context import StepContext
 from lumina2_trainer.trainer_core.data.cache import EmbedCache, LatentCache
 from lumina2_trainer.trainer_core.data.folder import DatasetFolderSettings
 from lumina2_trainer.trainer_core.events import Event
-from lumina2_trainer.trainer_core.job import TrainLoRASettings
-from lumina2_trainer.trainer_core.lumina2.model_files import LoadSettings, Lumina2Model
+from lumina2_trainer.trainer_core.lumina2.models.model_files import LoadSettings, Lumina2Model
 from lumina2_trainer.trainer_core.results import TrainResult
+from lumina2_trainer.trainer_core.run.job import TrainLoRASettings
+from lumina2_trainer.trainer_core.stages import caches
+from lumina2_trainer.trainer_core.stages import train as train_steps
 from lumina2_trainer.trainer_core.validation.settings import ValidationSettings
 from PIL import Image
 
@@ -93,16 +94,16 @@ def make_setup(folder: Path, folders: Sequence[DatasetFolderSettings] = (PICTURE
         roots=(folder,),
         model_dirs={"checkpoints": (models,)},
     )
-    model = steps.load_lumina2(LoadSettings(base="tiny.safetensors", precision="fp32"), context=context)
+    model = caches.load_lumina2(LoadSettings(base="tiny.safetensors", precision="fp32"), context=context)
     dataset = None
     for settings in folders:
-        dataset = steps.read_dataset_folder(settings, dataset=dataset, context=context).dataset
+        dataset = caches.read_dataset_folder(settings, dataset=dataset, context=context).dataset
     assert dataset is not None
     return Setup(
         model=model,
-        latents=steps.cache_latents(steps.CacheLatentsSettings(), model=model, dataset=dataset, context=context),
-        embeds=steps.cache_text_embeds(
-            steps.CacheTextEmbedsSettings(), model=model, dataset=dataset, validation=PROMPTS, context=context
+        latents=caches.cache_latents(caches.CacheLatentsSettings(), model=model, dataset=dataset, context=context),
+        embeds=caches.cache_text_embeds(
+            caches.CacheTextEmbedsSettings(), model=model, dataset=dataset, validation=PROMPTS, context=context
         ),
         context=context,
     )

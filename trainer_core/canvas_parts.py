@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from .node_steps import NODE_STEPS
+from .workflow.nodes import NODE_STEPS
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -11,7 +11,7 @@ from .data.contact_sheet import draw_contact_sheet
 from .data.folder import Dataset
 from .data.report import write_report
 from .data.scan import scan_dataset
-from .lumina2.prompts import MAX_PROMPT_TOKENS, SYSTEM_PROMPTS, build_prompt
+from .lumina2.encoders.prompts import MAX_PROMPT_TOKENS, SYSTEM_PROMPTS, build_prompt
 
 GUESS = CaptionCounter(
     limit=MAX_PROMPT_TOKENS, build_prompt=lambda caption: build_prompt(caption, SYSTEM_PROMPTS["superior"])

@@ -10,10 +10,10 @@ from .data.cache import EmbedCache
 from .data.cache_text_embeds import PromptEncoder, PromptPlan, fill_embed_cache
 from .data.entry_writer import AUTOMATIC_BATCH_SIZE
 from .data.folder import Dataset
-from .lumina2.model_files import Lumina2Model
-from .lumina2.precision import PRECISIONS
-from .lumina2.prompts import MAX_PROMPT_TOKENS, UNCONDITIONAL, build_prompt
-from .training.memory import free_memory
+from .device import free_memory
+from .lumina2.encoders.prompts import MAX_PROMPT_TOKENS, UNCONDITIONAL, build_prompt
+from .lumina2.models.model_files import Lumina2Model
+from .lumina2.quant.precision import PRECISIONS
 
 
 def encode_prompts(

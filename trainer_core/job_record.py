@@ -11,8 +11,8 @@ from pathlib import Path
 from typing import Any
 
 from .adapters.kinds import AdapterSettings
-from .job import TrainJob
-from .lumina2.checkpoint import fingerprint_files
+from .lumina2.models.checkpoint import fingerprint_files
+from .run.job import TrainJob
 
 PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
 IDENTITY_EXCLUDES = frozenset({"run_name", "gradient_checkpointing", "memory", "optimizer_state"})

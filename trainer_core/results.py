@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from pathlib import Path
 
-from .job import Adapter
-from .lumina2.model_files import Lumina2Model
+from .lumina2.models.model_files import Lumina2Model
+from .run.job import Adapter
 
 
 @dataclass(frozen=True, kw_only=True)

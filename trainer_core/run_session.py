@@ -13,16 +13,16 @@ from .context import StepContext
 from .data.batches import derive_seed
 from .data.cache import TrainingSample, load_embeds
 from .data.index import EmbedIndex
-from .job import TrainJob
-from .lumina2.base_files import load_base_transformer
-from .run_folder import RunFolder
-from .run_memory import memory_limit
-from .step_folders import step_of
-from .trained_weights import TrainedWeights
+from .lumina2.memory.plan import MemoryPlan
+from .lumina2.models.base_files import load_base_transformer
+from .run.folder import RunFolder
+from .run.job import TrainJob
+from .run.memory import memory_limit
+from .run.trained_weights import TrainedWeights
+from .run_names import step_of
 from .training.checkpoints import list_checkpoints, load_checkpoint
 from .training.ema import Ema
-from .training.memory_plan import MemoryPlan
-from .training.optimizers import make_optimizer
+from .training.optim.optimizers import make_optimizer
 from .training.session import StepPlan, TrainingSession
 from .training.settings import CheckpointSettings
 

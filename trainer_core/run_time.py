@@ -10,13 +10,13 @@ import torch
 from torch import nn
 
 from .data.sample_sizes import TOKEN_PIXELS, SampleSize
-from .held_out_watch import NUM_DRAWS
-from .job import TrainJob
-from .lumina2.host_products import multiply
-from .lumina2.precision import PRECISIONS
-from .lumina2.transformer import Lumina2Transformer
-from .run_memory import describe_network
-from .training.memory_plan import MemoryPlan, relative_time
+from .lumina2.memory.plan import MemoryPlan, relative_time
+from .lumina2.network.transformer import Lumina2Transformer
+from .lumina2.ops.cpu_matmul import multiply
+from .lumina2.quant.precision import PRECISIONS
+from .run.held_out import NUM_DRAWS
+from .run.job import TrainJob
+from .run.memory import describe_network
 from .training.weight_views import VALIDATED_WEIGHTS
 from .validation.pictures import plan_pictures
 from .validation.settings import ValidationSettings

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from .run_folder import CLIP_SCORE, RunFolder
+from .run.folder import CLIP_SCORE, RunFolder
 from .validation.clip_report import describe_clip_scores
 from .validation.held_out_log import describe_held_out
 

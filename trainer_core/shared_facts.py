@@ -9,8 +9,8 @@ from pathlib import PureWindowsPath
 from typing import Any
 
 from .data.index import LatentIndex
-from .job import TrainJob
 from .publish.model_card import CardDataset
+from .run.job import TrainJob
 from .validation.pictures import plan_pictures
 from .validation.settings import PictureSettings
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from lumina2_trainer.trainer_core.lumina2.name_map import diffusers_config, to_diffusers_state_dict
+from lumina2_trainer.trainer_core.lumina2.models.name_map import diffusers_config, to_diffusers_state_dict
 from torch import Tensor
 
 from ..cases import RANK

@@ -9,15 +9,15 @@ import torch
 from lumina2_trainer.trainer_core.adapters.lora import LoRASettings, attach_lora
 from lumina2_trainer.trainer_core.data.cache import TrainingSample
 from lumina2_trainer.trainer_core.data.entries import entry_name, write_entry
-from lumina2_trainer.trainer_core.job import TrainFullSettings
-from lumina2_trainer.trainer_core.lumina2.checkpoint import place_weight
+from lumina2_trainer.trainer_core.lumina2.memory.recompute import RecomputeBlocks
+from lumina2_trainer.trainer_core.lumina2.models.checkpoint import place_weight
+from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Config, Lumina2Transformer
 from lumina2_trainer.trainer_core.lumina2.objective import flow_matching_loss, make_noisy_batch
-from lumina2_trainer.trainer_core.lumina2.precision import PRECISIONS, computation
-from lumina2_trainer.trainer_core.lumina2.recompute import RecomputeBlocks
+from lumina2_trainer.trainer_core.lumina2.quant.precision import PRECISIONS, computation
 from lumina2_trainer.trainer_core.lumina2.timesteps import NoiseSettings
-from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config, Lumina2Transformer
-from lumina2_trainer.trainer_core.trained_weights import FullWeights
-from lumina2_trainer.trainer_core.training.optimizers import make_optimizer
+from lumina2_trainer.trainer_core.run.job import TrainFullSettings
+from lumina2_trainer.trainer_core.run.trained_weights import FullWeights
+from lumina2_trainer.trainer_core.training.optim.optimizers import make_optimizer
 from lumina2_trainer.trainer_core.training.session import StepPlan, TrainingSession
 from lumina2_trainer.trainer_core.training.settings import OptimizerSettings
 from lumina2_trainer.trainer_core.training.updates import WeightUpdate

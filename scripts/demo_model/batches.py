@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 import sentencepiece
 import torch
-from lumina2_trainer.trainer_core.lumina2.prompts import UNCONDITIONAL, build_prompt
+from lumina2_trainer.trainer_core.lumina2.encoders.prompts import UNCONDITIONAL, build_prompt
 from torch import Tensor
 
 MAX_CAPTION_TOKENS = 32

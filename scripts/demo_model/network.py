@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import torch
-from lumina2_trainer.trainer_core.lumina2.layout import TokenLayout
-from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config, Lumina2Transformer
+from lumina2_trainer.trainer_core.lumina2.network.layout import TokenLayout
+from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Config, Lumina2Transformer
 from torch import Tensor, nn
 from transformers import Gemma2Config, Gemma2Model
 

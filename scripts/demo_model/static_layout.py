@@ -12,8 +12,8 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
-from lumina2_trainer.trainer_core.lumina2.attention import Segments
-from lumina2_trainer.trainer_core.lumina2.layout import RotaryTable, TokenLayout, TokenStream
+from lumina2_trainer.trainer_core.lumina2.network.layout import RotaryTable, TokenLayout, TokenStream
+from lumina2_trainer.trainer_core.lumina2.ops.attention import Segments
 from torch import Tensor
 
 FILLING_SEGMENT = 64

@@ -11,7 +11,7 @@ from lumina2_trainer.trainer_core.adapters.kinds import ADAPTERS
 from lumina2_trainer.trainer_core.adapters.lora import LoRASettings
 from lumina2_trainer.trainer_core.adapters.lycoris_settings import LyCORISSettings
 from lumina2_trainer.trainer_core.errors import TrainerError
-from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Transformer
+from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Transformer
 from safetensors.torch import save_file
 
 from ..lumina2.tiny_models import TINY, relative_error, run_packed, tiny_transformer

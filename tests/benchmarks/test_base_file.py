@@ -8,11 +8,11 @@ import pytest
 import torch
 from lumina2_trainer.benchmarks import base_file
 from lumina2_trainer.benchmarks.base_file import write_base_file
-from lumina2_trainer.trainer_core.lumina2.checkpoint import load_transformer
-from lumina2_trainer.trainer_core.lumina2.text_encoder import load_text_encoder
-from lumina2_trainer.trainer_core.lumina2.text_files import GemmaSizes, find_text_files
-from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config
-from lumina2_trainer.trainer_core.lumina2.vae import encode_pixels, load_vae
+from lumina2_trainer.trainer_core.lumina2.encoders.text_encoder import load_text_encoder
+from lumina2_trainer.trainer_core.lumina2.encoders.text_files import GemmaSizes, find_text_files
+from lumina2_trainer.trainer_core.lumina2.encoders.vae import encode_pixels, load_vae
+from lumina2_trainer.trainer_core.lumina2.models.checkpoint import load_transformer
+from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Config
 
 CPU = torch.device("cpu")
 CONFIG = Lumina2Config(

@@ -9,7 +9,7 @@ import pytest
 from lumina2_trainer.benchmarks import first_step
 from lumina2_trainer.benchmarks.cache_sides import MAX_DIFFERENCE, SIDES, compare_outputs, measure_side, prepare
 from lumina2_trainer.benchmarks.pictures import PHOTO_SIZES, write_photos
-from lumina2_trainer.trainer_core.lumina2.base_files import DEMO_MODEL_PATH
+from lumina2_trainer.trainer_core.lumina2.models.base_files import DEMO_MODEL_PATH
 from PIL import Image
 
 

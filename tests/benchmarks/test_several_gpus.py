@@ -20,9 +20,9 @@ from lumina2_trainer.benchmarks.several_gpus import (
     make_workflow,
 )
 from lumina2_trainer.benchmarks.watched_run import RunFailed, WatchedRun, watch_run
-from lumina2_trainer.trainer_core.run_folder import RunFolder
-from lumina2_trainer.trainer_core.runner import check_workflow
-from lumina2_trainer.trainer_core.workflow import read_workflow
+from lumina2_trainer.trainer_core.run.folder import RunFolder
+from lumina2_trainer.trainer_core.workflow.file import read_workflow
+from lumina2_trainer.trainer_core.workflow.runner import check_workflow
 
 SCRIPT = Path(several_gpus.__file__)
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lumina2_trainer.trainer_core.simpletuner.command import import_simpletuner
+from lumina2_trainer.trainer_core.importers.simpletuner.command import import_simpletuner
 
 from ..host.server import HostServer
-from ..simpletuner.quickstart_files import LOKR, PICTURES, QUICKSTART, TEXT_EMBEDS, write_files
+from ..importers.simpletuner.quickstart_files import LOKR, PICTURES, QUICKSTART, TEXT_EMBEDS, write_files
 from .frontend import Frontend, renderings
 
 MORE = {"id": "more", "instance_data_dir": "demo"}

@@ -7,12 +7,12 @@ import gc
 import pytest
 import torch
 from lumina2_trainer.trainer_core.adapters.lora import LoRASettings, attach_lora
-from lumina2_trainer.trainer_core.lumina2.block_inputs import OffloadedInputs
-from lumina2_trainer.trainer_core.lumina2.block_swap import SwappedWeights
-from lumina2_trainer.trainer_core.lumina2.checkpoint import place_weight
-from lumina2_trainer.trainer_core.lumina2.layout import TokenLayout
-from lumina2_trainer.trainer_core.lumina2.recompute import RecomputeBlocks
-from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config, Lumina2Transformer
+from lumina2_trainer.trainer_core.lumina2.memory.block_offload import OffloadedInputs
+from lumina2_trainer.trainer_core.lumina2.memory.block_swap import SwappedWeights
+from lumina2_trainer.trainer_core.lumina2.memory.recompute import RecomputeBlocks
+from lumina2_trainer.trainer_core.lumina2.models.checkpoint import place_weight
+from lumina2_trainer.trainer_core.lumina2.network.layout import TokenLayout
+from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Config, Lumina2Transformer
 from torch import Tensor
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="no CUDA GPU on this machine")

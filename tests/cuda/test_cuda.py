@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 from lumina2_trainer.trainer_core.adapters.lora import LoRASettings, attach_lora
+from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Transformer
 from lumina2_trainer.trainer_core.lumina2.objective import flow_matching_loss, make_noisy_batch
-from lumina2_trainer.trainer_core.lumina2.precision import computation
-from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Transformer
+from lumina2_trainer.trainer_core.lumina2.quant.precision import computation
 from torch import Tensor
 
 from ..lumina2.tiny_models import CPU, TINY, random_samples, tiny_transformer

@@ -6,12 +6,12 @@ import importlib.util
 
 import pytest
 import torch
-from lumina2_trainer.trainer_core.lumina2 import attention
-from lumina2_trainer.trainer_core.lumina2.flash_attention import has_flash_attention
-from lumina2_trainer.trainer_core.lumina2.layout import PaddedLengths
-from lumina2_trainer.trainer_core.lumina2.recompute import RecomputeBlocks
+from lumina2_trainer.trainer_core.lumina2.memory.recompute import RecomputeBlocks
+from lumina2_trainer.trainer_core.lumina2.network.layout import PaddedLengths
+from lumina2_trainer.trainer_core.lumina2.ops import attention
+from lumina2_trainer.trainer_core.lumina2.ops.flash_attention import has_flash_attention
 
-from ..lumina2.test_flash_attention import SAMPLES, run
+from ..lumina2.ops.test_flash_attention import SAMPLES, run
 from ..lumina2.tiny_models import relative_error, tiny_transformer
 
 

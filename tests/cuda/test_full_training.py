@@ -8,11 +8,11 @@ from pathlib import Path
 
 import pytest
 import torch
-from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config, Lumina2Transformer
-from lumina2_trainer.trainer_core.training.adamw_8bit_eager import update_eager
-from lumina2_trainer.trainer_core.training.adamw_8bit_numbers import Guard, UpdateNumbers, new_guard_tensors
-from lumina2_trainer.trainer_core.training.moments import moments_size
-from lumina2_trainer.trainer_core.training.rounded_adamw import RoundedAdamW, update_8bit_on
+from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Config, Lumina2Transformer
+from lumina2_trainer.trainer_core.training.optim.adamw_8bit_eager import update_eager
+from lumina2_trainer.trainer_core.training.optim.adamw_8bit_numbers import Guard, UpdateNumbers, new_guard_tensors
+from lumina2_trainer.trainer_core.training.optim.moments import moments_size
+from lumina2_trainer.trainer_core.training.optim.rounded_adamw import RoundedAdamW, update_8bit_on
 from lumina2_trainer.trainer_core.training.settings import OptimizerSettings
 from lumina2_trainer.trainer_core.training.updates import UpdateInBackward
 from safetensors.torch import load_file

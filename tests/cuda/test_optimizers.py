@@ -8,12 +8,12 @@ import pytest
 import torch
 from lumina2_trainer.trainer_core.training.checkpoints import load_checkpoint
 from lumina2_trainer.trainer_core.training.ema import Ema
-from lumina2_trainer.trainer_core.training.optimizers import OPTIMIZERS
-from lumina2_trainer.trainer_core.training.rounded_adamw import RoundedAdamW
+from lumina2_trainer.trainer_core.training.optim.optimizers import OPTIMIZERS
+from lumina2_trainer.trainer_core.training.optim.rounded_adamw import RoundedAdamW
 from lumina2_trainer.trainer_core.training.updates import UpdateInBackward
 
-from ..training.test_optimizers import NUM_STEPS, losses_of, make, save, train
-from ..training.test_rounded_adamw import small_network
+from ..training.optim.test_optimizers import NUM_STEPS, losses_of, make, save, train
+from ..training.optim.test_rounded_adamw import small_network
 
 pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA GPU")
 CUDA = torch.device("cuda")

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 import torch
+from lumina2_trainer.trainer_core.lumina2.encoders.vae import decode_latents
 from lumina2_trainer.trainer_core.lumina2.encoders.vae_memory import SMALLEST, estimate_bytes
 from lumina2_trainer.trainer_core.lumina2.encoders.vae_strips import StripPlan, run_in_strips
-from lumina2_trainer.trainer_core.lumina2.vae import decode_latents
 from torch import Tensor
 
 from ..lumina2.tiny_files import tiny_vae

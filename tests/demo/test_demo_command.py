@@ -7,8 +7,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from lumina2_trainer.trainer_core import demo
-from lumina2_trainer.trainer_core.cli import main
+from lumina2_trainer.trainer_core.cli import demo
+from lumina2_trainer.trainer_core.cli.main import main
 from lumina2_trainer.trainer_core.context import PACK_DIR
 from PIL import Image
 

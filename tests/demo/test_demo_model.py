@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 import torch
 from lumina2_trainer.trainer_core.context import DEMO_DIR
-from lumina2_trainer.trainer_core.lumina2.checkpoint import load_transformer
+from lumina2_trainer.trainer_core.lumina2.encoders.text_encoder import TextEncoder, load_text_encoder
+from lumina2_trainer.trainer_core.lumina2.encoders.vae import decode_latents, encode_pixels, load_vae
+from lumina2_trainer.trainer_core.lumina2.models.checkpoint import load_transformer
+from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Transformer
 from lumina2_trainer.trainer_core.lumina2.sampling import initial_noise, sample_latents
-from lumina2_trainer.trainer_core.lumina2.text_encoder import TextEncoder, load_text_encoder
-from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Transformer
-from lumina2_trainer.trainer_core.lumina2.vae import decode_latents, encode_pixels, load_vae
 from PIL import Image
 
 PATH = DEMO_DIR / "lumina2-demo.safetensors"

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 import torch
-from lumina2_trainer.trainer_core import demo, steps, train_steps
+from lumina2_trainer.trainer_core.cli import demo
 from lumina2_trainer.trainer_core.context import DEMO_DIR, StepContext
-from lumina2_trainer.trainer_core.lumina2.model_files import LoadSettings
+from lumina2_trainer.trainer_core.lumina2.models.model_files import LoadSettings
+from lumina2_trainer.trainer_core.stages import caches, train
 from lumina2_trainer.trainer_core.training.rollout_settings import RolloutSettings
 
 
@@ -21,14 +22,14 @@ def test_training_with_a_rollout_lowers_the_loss_on_fixed_noise(
     context = StepContext(
         output_dir=tmp_path, loras_dir=tmp_path / "loras", device=torch.device("cpu"), roots=(DEMO_DIR,)
     )
-    model = steps.load_lumina2(LoadSettings(base="demo", precision="fp32"), context=context)
-    dataset = steps.read_dataset_folder(demo.demo_folder("held_out"), context=context).dataset
-    trained = train_steps.train_lora(
+    model = caches.load_lumina2(LoadSettings(base="demo", precision="fp32"), context=context)
+    dataset = caches.read_dataset_folder(demo.demo_folder("held_out"), context=context).dataset
+    trained = train.train_lora(
         replace(demo.TRAIN, steps=12, batch_size=4, learning_rate=2e-3, run_name="rolled"),
         model=model,
-        latents=steps.cache_latents(steps.CacheLatentsSettings(), model=model, dataset=dataset, context=context),
-        embeds=steps.cache_text_embeds(
-            steps.CacheTextEmbedsSettings(system_prompt="none"), model=model, dataset=dataset, context=context
+        latents=caches.cache_latents(caches.CacheLatentsSettings(), model=model, dataset=dataset, context=context),
+        embeds=caches.cache_text_embeds(
+            caches.CacheTextEmbedsSettings(system_prompt="none"), model=model, dataset=dataset, context=context
         ),
         adapter_settings=demo.LORA,
         rollout=RolloutSettings(probability=0.7, target="corrective"),

@@ -7,10 +7,10 @@ import shutil
 from pathlib import Path
 
 import torch
-from lumina2_trainer.trainer_core.cli import main
+from lumina2_trainer.trainer_core.cli.main import main
 from lumina2_trainer.trainer_core.context import DEMO_DIR
-from lumina2_trainer.trainer_core.lumina2.base_files import DEMO_MODEL_PATH
-from lumina2_trainer.trainer_core.lumina2.checkpoint import load_transformer
+from lumina2_trainer.trainer_core.lumina2.models.base_files import DEMO_MODEL_PATH
+from lumina2_trainer.trainer_core.lumina2.models.checkpoint import load_transformer
 
 CPU = torch.device("cpu")
 

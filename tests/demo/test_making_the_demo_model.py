@@ -20,8 +20,8 @@ def scripts_on_path(monkeypatch: pytest.MonkeyPatch) -> None:
 
 def test_static_layout_gives_the_plain_layouts_loss_and_gradients() -> None:
     from demo_model.static_layout import RotaryRows, build_static_layout
-    from lumina2_trainer.trainer_core.lumina2.layout import TokenLayout
-    from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config, Lumina2Transformer
+    from lumina2_trainer.trainer_core.lumina2.network.layout import TokenLayout
+    from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Config, Lumina2Transformer
 
     torch.manual_seed(0)
     config = Lumina2Config(

@@ -14,8 +14,8 @@ import comfy.utils
 import nodes
 import torch
 from lumina2_trainer.nodes.host_models import load_host_models
-from lumina2_trainer.trainer_core.job import Adapter
-from lumina2_trainer.trainer_core.lumina2.model_files import Lumina2Model
+from lumina2_trainer.trainer_core.lumina2.models.model_files import Lumina2Model
+from lumina2_trainer.trainer_core.run.job import Adapter
 from safetensors.torch import load_file, save_file
 
 

@@ -12,7 +12,7 @@ import comfy.utils
 import torch
 from lumina2_trainer.nodes.host_models import load_host_models
 from lumina2_trainer.tests.host.script_adapter import apply_file, run_network
-from lumina2_trainer.trainer_core.lumina2.model_files import Lumina2Model
+from lumina2_trainer.trainer_core.lumina2.models.model_files import Lumina2Model
 from safetensors.torch import load_file, save_file
 
 

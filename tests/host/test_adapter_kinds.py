@@ -11,8 +11,8 @@ import pytest
 import torch
 from lumina2_trainer.trainer_core.adapters.export import AdapterFile, write_adapter
 from lumina2_trainer.trainer_core.adapters.merge import merge_adapter
-from lumina2_trainer.trainer_core.lumina2.checkpoint import load_transformer
-from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Transformer
+from lumina2_trainer.trainer_core.lumina2.models.checkpoint import load_transformer
+from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Transformer
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 

@@ -8,14 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from lumina2_trainer.trainer_core.lumina2.text_encoder import (
+from lumina2_trainer.trainer_core.lumina2.encoders.text_encoder import (
     TextEncoder,
     count_tokens,
     describe_differences,
     load_text_encoder,
 )
-from lumina2_trainer.trainer_core.lumina2.vae import decode_latents, encode_pixels, load_vae
-from lumina2_trainer.trainer_core.lumina2.vae_names import to_ldm_state_dict
+from lumina2_trainer.trainer_core.lumina2.encoders.vae import decode_latents, encode_pixels, load_vae
+from lumina2_trainer.trainer_core.lumina2.encoders.vae_names import to_ldm_state_dict
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from lumina2_trainer.trainer_core.cli import main
+from lumina2_trainer.trainer_core.cli.main import main
 from PIL import Image
 
 from .checkouts import Host

@@ -6,8 +6,8 @@ import json
 from pathlib import Path
 
 import pytest
-from lumina2_trainer.trainer_core.node_steps import NODE_STEPS
 from lumina2_trainer.trainer_core.settings import describe_settings
+from lumina2_trainer.trainer_core.workflow.nodes import NODE_STEPS
 
 from .checkouts import PACK_DIR
 from .server import PACK_FOLDER, HostServer

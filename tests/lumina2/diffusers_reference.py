@@ -5,8 +5,8 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from lumina2_trainer.trainer_core.lumina2.name_map import diffusers_config, to_diffusers_state_dict
-from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Transformer
+from lumina2_trainer.trainer_core.lumina2.models.name_map import diffusers_config, to_diffusers_state_dict
+from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Transformer
 from torch import Tensor
 
 

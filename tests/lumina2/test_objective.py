@@ -5,8 +5,8 @@ import math
 
 import pytest
 import torch
-from lumina2_trainer.trainer_core.lumina2.layout import PaddedLengths
 from lumina2_trainer.trainer_core.lumina2.losses import DELTA_SCHEDULES, LOSSES
+from lumina2_trainer.trainer_core.lumina2.network.layout import PaddedLengths
 from lumina2_trainer.trainer_core.lumina2.objective import (
     flow_matching_loss,
     loss_by_timestep_bin,

@@ -9,8 +9,8 @@ from pathlib import Path
 
 import torch
 from lumina2_trainer.trainer_core.lumina2.all_in_one import save_all_in_one
-from lumina2_trainer.trainer_core.lumina2.name_map import to_diffusers_state_dict
-from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config
+from lumina2_trainer.trainer_core.lumina2.models.name_map import to_diffusers_state_dict
+from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Config
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -109,7 +109,7 @@ def write_all_in_one(path: Path, config: Lumina2Config = TINY) -> Path:
 
 def split_state(part: str) -> dict[str, Tensor]:
     """Weights of one part as a split file holds them: "transformer", "text_encoder" or "vae"."""
-    from lumina2_trainer.trainer_core.lumina2.vae_names import to_ldm_state_dict
+    from lumina2_trainer.trainer_core.lumina2.encoders.vae_names import to_ldm_state_dict
 
     if part == "transformer":
         return dict(tiny_transformer().state_dict())

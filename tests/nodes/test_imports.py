@@ -11,7 +11,7 @@ HEAVY = ("diffusers", "transformers", "peft", "accelerate", "lycoris", "sentence
 def test_importing_the_steps_loads_no_heavy_library() -> None:
     code = f"""
 import sys, torch
-import lumina2_trainer.trainer_core.steps
+import lumina2_trainer.trainer_core.stages.caches
 print([name for name in {HEAVY} if name in sys.modules])
 """
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -8,10 +8,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-from lumina2_trainer.trainer_core.cli import main
+from lumina2_trainer.trainer_core.cli.main import main
 
-from ..test_workflow import api_workflow
 from ..training_setup import Setup
+from ..workflow.test_file import api_workflow
 from .hub_server import HubServer
 
 TOKEN = "hf_OfTheCommandLine"

@@ -16,7 +16,7 @@ from lumina2_trainer.trainer_core.publish.settings import HubSettings
 from lumina2_trainer.trainer_core.training.settings import CheckpointSettings
 from safetensors.torch import load
 
-from ..test_train import StopAfter
+from ..run.test_train import StopAfter
 from ..training_setup import PROMPTS, TRAIN, Setup
 from .hub_server import HubServer
 

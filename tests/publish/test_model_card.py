@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from lumina2_trainer.trainer_core.lumina2.model_layouts import MODEL_LAYOUTS
+from lumina2_trainer.trainer_core.lumina2.models.save import MODEL_LAYOUTS
 from lumina2_trainer.trainer_core.publish.model_card import CardFacts, CardPicture, write_card
 from lumina2_trainer.trainer_core.publish.settings import HubSettings
 from PIL import Image

@@ -19,7 +19,7 @@ from lumina2_trainer.trainer_core.publish.trackers import PACKAGES, TRACKERS, No
 from lumina2_trainer.trainer_core.publish.tracking import Smoothed, flatten_line
 from lumina2_trainer.trainer_core.training.settings import CheckpointSettings
 
-from ..test_train import StopAfter, log_of
+from ..run.test_train import StopAfter, log_of
 from ..training_setup import PROMPTS, Setup
 
 EVERY_STEP = {"train/loss", "train/loss_smoothed", "train/learning_rate", "train/grad_norm", "train/seconds"}

@@ -9,13 +9,13 @@ import torch
 from lumina2_trainer.trainer_core.data.batches import SampleStream
 from lumina2_trainer.trainer_core.data.cache import TrainingSample
 from lumina2_trainer.trainer_core.data.entries import write_entry
+from lumina2_trainer.trainer_core.lumina2.network import padding
+from lumina2_trainer.trainer_core.lumina2.network.padding import ShapeLimiter
+from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Config
 from lumina2_trainer.trainer_core.lumina2.objective import make_noisy_batch
 from lumina2_trainer.trainer_core.lumina2.timesteps import NoiseSettings
-from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config
-from lumina2_trainer.trainer_core.training import shapes
 from lumina2_trainer.trainer_core.training.batch_builder import BatchBuilder, TrainingBatch
 from lumina2_trainer.trainer_core.training.graphs import shape_key
-from lumina2_trainer.trainer_core.training.shapes import ShapeLimiter
 from torch import Tensor
 
 from .test_prefetch import SIZES, new_builder
@@ -136,7 +136,7 @@ def test_samples_that_share_only_their_sums_have_other_shapes() -> None:
 
 
 def test_a_picture_and_its_shrunk_copy_are_not_filled_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(shapes, "has_padded_attention", lambda *_: True)
+    monkeypatch.setattr(padding, "has_padded_attention", lambda *_: True)
     for weight, is_filled_up in ((0.0, True), (1.0, False)):
         noise = NoiseSettings(low_resolution_weight=weight)
         builder = new_builder(tmp_path, batch_size=1, noise=noise, dtype=torch.bfloat16)

@@ -11,17 +11,17 @@ import torch
 from lumina2_trainer.trainer_core.data.batches import SampleStream
 from lumina2_trainer.trainer_core.data.cache import TrainingSample
 from lumina2_trainer.trainer_core.errors import TrainerError
+from lumina2_trainer.trainer_core.lumina2.network.padding import ShapeLimiter
+from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Config
 from lumina2_trainer.trainer_core.lumina2.objective import flow_matching_loss
 from lumina2_trainer.trainer_core.lumina2.patches import patchify
 from lumina2_trainer.trainer_core.lumina2.timesteps import NoiseSettings
-from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config
 from lumina2_trainer.trainer_core.training.batch_builder import BatchBuilder, TrainingBatch
 from lumina2_trainer.trainer_core.training.low_resolution import (
     check_low_resolution,
     num_low_resolution_tokens,
     shrink_latents,
 )
-from lumina2_trainer.trainer_core.training.shapes import ShapeLimiter
 
 from ..lumina2.tiny_models import TINY, tiny_transformer
 from .cached_samples import write_sample
@@ -150,18 +150,18 @@ def test_a_run_logs_the_second_loss_beside_the_first(large_pictures: object) -> 
 @pytest.fixture
 def large_pictures(tmp_path: Path) -> object:
     """A tiny base with pictures of at least 64 pixels a side."""
-    from lumina2_trainer.trainer_core import steps
     from lumina2_trainer.trainer_core.data.folder import DatasetFolderSettings
+    from lumina2_trainer.trainer_core.stages import caches
 
     from ..training_setup import make_setup
 
     setup = make_setup(tmp_path)
     folder = DatasetFolderSettings(folder="pictures", resolution=128)
-    dataset = steps.read_dataset_folder(folder, context=setup.context).dataset
-    latents = steps.cache_latents(
-        steps.CacheLatentsSettings(), model=setup.model, dataset=dataset, context=setup.context
+    dataset = caches.read_dataset_folder(folder, context=setup.context).dataset
+    latents = caches.cache_latents(
+        caches.CacheLatentsSettings(), model=setup.model, dataset=dataset, context=setup.context
     )
-    embeds = steps.cache_text_embeds(
-        steps.CacheTextEmbedsSettings(), model=setup.model, dataset=dataset, context=setup.context
+    embeds = caches.cache_text_embeds(
+        caches.CacheTextEmbedsSettings(), model=setup.model, dataset=dataset, context=setup.context
     )
     return replace(setup, latents=latents, embeds=embeds)

@@ -8,14 +8,14 @@ from pathlib import Path
 import pytest
 import torch
 from lumina2_trainer.trainer_core.data.batches import SampleStream
+from lumina2_trainer.trainer_core.lumina2.network.padding import ShapeLimiter
+from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Config
 from lumina2_trainer.trainer_core.lumina2.objective import flow_matching_loss, make_noisy_batch, predict_velocity
 from lumina2_trainer.trainer_core.lumina2.patches import patchify
 from lumina2_trainer.trainer_core.lumina2.timesteps import NoiseSettings
-from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config
 from lumina2_trainer.trainer_core.training.batch_builder import BatchBuilder, TrainingBatch
 from lumina2_trainer.trainer_core.training.graphs import shape_key
 from lumina2_trainer.trainer_core.training.low_resolution import shrink_latents
-from lumina2_trainer.trainer_core.training.shapes import ShapeLimiter
 from PIL import Image
 from safetensors.torch import save_file
 from torch import Tensor
@@ -139,7 +139,7 @@ def test_batches_with_and_without_masked_samples_are_one_shape(tmp_path: Path) -
 
 
 def test_padding_counts_nothing() -> None:
-    from lumina2_trainer.trainer_core.lumina2.layout import PaddedLengths
+    from lumina2_trainer.trainer_core.lumina2.network.layout import PaddedLengths
 
     latents, embeds, timesteps = random_samples([(5, 6, 10), (3, 4, 8)])
     masks = [torch.rand(1, *x.shape[1:], generator=torch.Generator().manual_seed(1)) for x in latents]

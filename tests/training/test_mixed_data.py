@@ -7,17 +7,17 @@ from pathlib import Path
 
 import pytest
 import torch
-from lumina2_trainer.trainer_core import train_steps
 from lumina2_trainer.trainer_core.adapters.kinds import ADAPTERS, without_adapter
 from lumina2_trainer.trainer_core.adapters.lora import LoRASettings
 from lumina2_trainer.trainer_core.data.folder import DatasetFolderSettings
 from lumina2_trainer.trainer_core.errors import StopTraining, TrainerError
-from lumina2_trainer.trainer_core.job import TrainFullSettings
-from lumina2_trainer.trainer_core.lumina2.base_files import load_base_transformer
+from lumina2_trainer.trainer_core.lumina2.models.base_files import load_base_transformer
 from lumina2_trainer.trainer_core.lumina2.objective import make_noisy_batch, predict_velocity
+from lumina2_trainer.trainer_core.run.job import TrainFullSettings
+from lumina2_trainer.trainer_core.stages import train as train_steps
 from lumina2_trainer.trainer_core.training.base_targets import with_base_targets
 
-from ..test_train import StopAfter, assert_equal_tensors, final_tensors, log_of
+from ..run.test_train import StopAfter, assert_equal_tensors, final_tensors, log_of
 from ..training_setup import PICTURES, TRAIN, Setup, make_setup
 
 MIXED = (

@@ -13,12 +13,12 @@ import pytest
 import torch
 from lumina2_trainer.trainer_core.data.batches import SampleStream
 from lumina2_trainer.trainer_core.errors import CacheDamagedError
+from lumina2_trainer.trainer_core.lumina2.network.padding import ShapeLimiter
+from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Config
 from lumina2_trainer.trainer_core.lumina2.timesteps import NoiseSettings
-from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config
 from lumina2_trainer.trainer_core.training import session as session_module
 from lumina2_trainer.trainer_core.training.batch_builder import BatchBuilder, TrainingBatch
 from lumina2_trainer.trainer_core.training.prefetch import Prefetcher
-from lumina2_trainer.trainer_core.training.shapes import ShapeLimiter
 
 from ..training_setup import Setup
 from .cached_samples import write_sample

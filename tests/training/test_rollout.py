@@ -10,9 +10,10 @@ import torch
 from lumina2_trainer.trainer_core.adapters.kinds import ADAPTERS
 from lumina2_trainer.trainer_core.adapters.lora import LoRASettings
 from lumina2_trainer.trainer_core.data.batches import SampleStream
+from lumina2_trainer.trainer_core.lumina2.network.padding import ShapeLimiter
+from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Config, Lumina2Transformer
 from lumina2_trainer.trainer_core.lumina2.patches import patchify
 from lumina2_trainer.trainer_core.lumina2.timesteps import NoiseSettings
-from lumina2_trainer.trainer_core.lumina2.transformer import Lumina2Config, Lumina2Transformer
 from lumina2_trainer.trainer_core.training.batch_builder import BatchBuilder, TrainingBatch
 from lumina2_trainer.trainer_core.training.rollout import roll, with_rollout
 from lumina2_trainer.trainer_core.training.rollout_settings import (
@@ -20,7 +21,6 @@ from lumina2_trainer.trainer_core.training.rollout_settings import (
     ROLLOUT_TARGETS,
     RolloutSettings,
 )
-from lumina2_trainer.trainer_core.training.shapes import ShapeLimiter
 from torch import Tensor, nn
 
 from ..lumina2.tiny_models import TINY, tiny_transformer
@@ -144,7 +144,7 @@ def roll_out(transformer: Lumina2Transformer, batch: TrainingBatch, settings: Ro
 def test_padding_of_either_batch_changes_nothing(tmp_path: Path) -> None:
     class Padding(ShapeLimiter):
         def padded_lengths(self, caption_lengths: object, image_lengths: object) -> object:
-            from lumina2_trainer.trainer_core.lumina2.layout import PaddedLengths
+            from lumina2_trainer.trainer_core.lumina2.network.layout import PaddedLengths
 
             assert isinstance(image_lengths, list)
             return PaddedLengths(caption=8, image=max(image_lengths) + 3)

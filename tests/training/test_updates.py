@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from lumina2_trainer.trainer_core.training.rounded_adamw import MOMENT_FORMATS, RoundedAdamW
+from lumina2_trainer.trainer_core.training.optim.rounded_adamw import MOMENT_FORMATS, RoundedAdamW
 from lumina2_trainer.trainer_core.training.updates import UpdateAfterBackward, UpdateInBackward, WeightUpdate
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
-from .test_rounded_adamw import small_network
+from .optim.test_rounded_adamw import small_network
 
 Made = tuple[nn.Sequential, RoundedAdamW, WeightUpdate]
 

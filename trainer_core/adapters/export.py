@@ -13,7 +13,7 @@ from torch import Tensor
 
 from ..errors import TrainerError
 from ..files import find_free_path, write_safetensors_atomically
-from ..lumina2.name_map import to_diffusers_modules
+from ..lumina2.models.name_map import to_diffusers_modules
 from ..settings import check_file_name
 from .file_kinds import ADAPTER_KEY
 

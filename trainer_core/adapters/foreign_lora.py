@@ -21,7 +21,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import TrainerError
-from ..lumina2.name_map import MODULATED_MODULES, QKV_PARTS, TOP_MODULES
+from ..lumina2.models.name_map import MODULATED_MODULES, QKV_PARTS, TOP_MODULES
 
 Factors = tuple[Tensor, Tensor]
 """A [R, I] and B [O, R], with the scale in B."""

@@ -12,7 +12,7 @@ import torch.nn.functional as F
 from peft.tuners.lora.layer import Linear
 from torch import Tensor, nn
 
-from ..lumina2.frozen_linear import FrozenLayer, apply_linear, find_frozen_layer, multiply_frozen
+from ..lumina2.quant.frozen_linear import FrozenLayer, apply_linear, find_frozen_layer, multiply_frozen
 
 
 class FusedLoRALinear(Linear):

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..lumina2.frozen_linear import apply_linear
+from ..lumina2.quant.frozen_linear import apply_linear
 from .file_kinds import change_of_weight, host_norm
 from .lycoris_kinds import LYCORIS_KINDS, Call
 from .lycoris_settings import LyCORISSettings

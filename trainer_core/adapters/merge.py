@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import TrainerError
-from ..lumina2.compressed_linear import CompressedLinear
+from ..lumina2.quant.compressed_linear import CompressedLinear
 from .file_kinds import Parts, change_of_weight, split_by_module
 
 LOW_RANK_PARTS = {"lora_A.weight", "lora_B.weight"}

@@ -10,11 +10,11 @@ import torch
 from torch import Tensor
 
 from ..files import StoredTensor, write_safetensors_atomically
-from .checkpoint import ALL_IN_ONE_PREFIX, AXES_DIMS_KEY
-from .text_files import ALL_IN_ONE_TEXT_PREFIX, ALL_IN_ONE_TOKENIZER_NAME
-from .transformer import Lumina2Transformer
-from .vae import ALL_IN_ONE_VAE_PREFIX
-from .vae_names import to_ldm_state_dict
+from .encoders.text_files import ALL_IN_ONE_TEXT_PREFIX, ALL_IN_ONE_TOKENIZER_NAME
+from .encoders.vae import ALL_IN_ONE_VAE_PREFIX
+from .encoders.vae_names import to_ldm_state_dict
+from .models.checkpoint import ALL_IN_ONE_PREFIX, AXES_DIMS_KEY
+from .network.transformer import Lumina2Transformer
 
 AnyTensor = Tensor | StoredTensor
 

@@ -10,10 +10,10 @@ from collections.abc import Iterator, Sequence
 import torch
 from torch import Tensor
 
-from .frozen_linear import apply_linear
-from .kept_results import KeptResults
-from .layout import TokenStream
-from .transformer import Block, Modulation
+from .memory.kept_results import KeptResults
+from .network.layout import TokenStream
+from .network.transformer import Block, Modulation
+from .quant.frozen_linear import apply_linear
 
 
 def run_in_slices(

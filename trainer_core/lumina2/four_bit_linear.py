@@ -1,4 +1,4 @@
-"""A frozen Linear layer with weights of 4 bits, see `four_bit.py`.
+"""A frozen Linear layer with weights of 4 bits, see `quant/four_bit.py`.
 
 The weight is unpacked in the input's dtype for each product, forward and backward, and gone after it: what is kept is
 the packed weight alone. A GPU unpacks a matrix in the time of reading and writing it once.
@@ -12,8 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .compressed_linear import CompressedLinear
-from .four_bit import make_levels, pack, unpack
+from .quant.compressed_linear import CompressedLinear
+from .quant.four_bit import make_levels, pack, unpack
 
 
 class FourBitLinear(CompressedLinear):

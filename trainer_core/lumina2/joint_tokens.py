@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from .layout import TokenLayout
+from .network.layout import TokenLayout
 
 
 def join_tokens(caption_LD: Tensor, image_TD: Tensor, layout: TokenLayout) -> Tensor:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from .encoders.vae import encode_pixels, load_vae
 from .encoders.vae_memory import estimate_bytes, free_bytes
-from .vae import encode_pixels, load_vae
 
 if TYPE_CHECKING:
     from diffusers import AutoencoderKL

@@ -8,8 +8,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from .compressed_linear import CompressedLinear
 from .four_bit_linear import FourBitLinear
+from .quant.compressed_linear import CompressedLinear
 from .quantized_linear import QuantizedLinear
 
 MATRIX_FORMATS: dict[torch.dtype, Callable[[Tensor, Tensor | None], CompressedLinear]] = {

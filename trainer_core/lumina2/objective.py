@@ -15,12 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .layout import PaddedLengths, TokenLayout
 from .losses import measure_error
+from .network.layout import PaddedLengths, TokenLayout
+from .network.transformer import Lumina2Transformer
 from .patches import patchify
 from .reflexflow import Reflection, reflexflow_loss
 from .timesteps import NoiseSettings
-from .transformer import Lumina2Transformer
 
 DEFAULT_NOISE = NoiseSettings()
 NUM_TIMESTEP_BINS = 20

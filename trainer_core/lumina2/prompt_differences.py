@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import re
 
-from .prompts import PROMPT_START
+from .encoders.prompts import PROMPT_START
 
 SYNTAX = {
     r"(?<!\\)\(": r"has a parenthesis that ComfyUI reads as a weight: write \( and \) there to get what was trained",

@@ -14,9 +14,9 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from .compressed_linear import CompressedLinear
-from .eight_bit import ALIGNMENT, MIN_ROWS, has_8_bit_products, multiply, quantize_weight
-from .quantized_rows import QuantizedRows
+from .ops.quantized_rows import QuantizedRows
+from .quant.compressed_linear import CompressedLinear
+from .quant.eight_bit import ALIGNMENT, MIN_ROWS, has_8_bit_products, multiply, quantize_weight
 
 
 class QuantizedLinear(CompressedLinear):
@@ -55,7 +55,7 @@ class QuantizedLinear(CompressedLinear):
 
     def product(self, x_SI: Tensor | QuantizedRows) -> Tensor:
         if isinstance(x_SI, Tensor) and self.is_8_bit(x_SI):
-            from .kernels.quantize import quantize_rows
+            from .ops.kernels.quantize import quantize_rows
 
             x_SI = quantize_rows(x_SI, self.weight_8.dtype)
         if isinstance(x_SI, QuantizedRows):
@@ -67,7 +67,7 @@ class QuantizedLinear(CompressedLinear):
     def input_gradient(self, grad_SO: Tensor) -> Tensor:
         if not self.is_8_bit(grad_SO):
             return (grad_SO * self.weight_scale).to(grad_SO.dtype) @ self.weight_8.to(grad_SO.dtype)
-        from .kernels.quantize import quantize_rows, transpose
+        from .ops.kernels.quantize import quantize_rows, transpose
 
         # The tensor cores of Hopper read 8-bit matrices along the summed dimension only, hence the transposed copy.
         rows = quantize_rows(grad_SO, self.weight_8.dtype, self.weight_scale)

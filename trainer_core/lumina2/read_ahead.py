@@ -11,7 +11,7 @@ import os
 import threading
 from collections.abc import Iterable, Sequence
 
-from .weight_files import TensorEntry
+from .weights.weight_files import TensorEntry
 
 ASKED_AT_ONCE = 2**24
 """Bytes."""

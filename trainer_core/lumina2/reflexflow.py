@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from .layout import TokenStream
+from .network.layout import TokenStream
 
 TINY = 1e-12
 

@@ -12,10 +12,10 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from .layout import TokenLayout
+from .network.layout import TokenLayout
+from .network.transformer import Lumina2Transformer
 from .patches import patchify, unpatchify
 from .timesteps import apply_shift
-from .transformer import Lumina2Transformer
 
 COMFYUI_TIMESTEPS = 1000
 

@@ -8,9 +8,9 @@ from contextlib import AbstractContextManager
 
 import torch
 
+from ..lumina2.network.transformer import Lumina2Transformer
 from ..lumina2.objective import NoisyBatch, predict_velocity
-from ..lumina2.precision import computation
-from ..lumina2.transformer import Lumina2Transformer
+from ..lumina2.quant.precision import computation
 
 BaseOnly = Callable[[Lumina2Transformer], AbstractContextManager[None]]
 """Switches off what is trained, within a context."""

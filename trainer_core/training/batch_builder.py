@@ -12,13 +12,13 @@ from torch import Tensor
 
 from ..data.batches import Stream, choose_variant, derive_seed, sample_generator
 from ..data.cache import TrainingSample, load_embeds, load_latents, load_mask
+from ..lumina2.network.padding import ShapeLimiter
 from ..lumina2.objective import NoisyBatch, make_noisy_batch
 from ..lumina2.timesteps import NoiseSettings, draw_timesteps
 from .low_resolution import shrink_latents
 from .nested_tensors import change_tensors
 from .rollout import RolledSamples, draw_offset, find_rows, plan_path
 from .rollout_settings import RolloutSettings
-from .shapes import ShapeLimiter
 
 SAMPLES_IN_MEMORY = 128
 """Cached samples kept in memory; a 1024x1024 sample takes about 2 MB."""
@@ -141,7 +141,7 @@ class BatchBuilder:
             CacheDamagedError: A cache entry is missing or damaged.
         """
         positions = range(first_position, first_position + self._batch_size)
-        # By size, so that the same samples in another order are no other shape, see `shapes.py`.
+        # By size, so that the same samples in another order are no other shape, see `lumina2/network/padding.py`.
         drawn = sorted(map(self._draw, positions), key=lambda sample: (sample.latents_CHW.shape, len(sample.embeds_LD)))
         weights = None
         if self._noise.low_resolution_weight:

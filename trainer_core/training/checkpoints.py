@@ -25,7 +25,7 @@ from torch import Tensor, nn
 
 from ..errors import TrainerError
 from ..files import delete_folders, write_json_atomically, write_safetensors_atomically
-from ..step_folders import list_step_folders
+from ..run_names import list_step_folders
 
 STATE_TENSORS = "training_state.safetensors"
 STATE_JSON = "training_state.json"

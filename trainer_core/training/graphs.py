@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ..lumina2.conditions import draws_random_numbers
+from ..lumina2.memory.rng_autocast import draws_random_numbers
 from ..lumina2.objective import NoisyBatch
 from .nested_tensors import change_tensors, list_tensors
 

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from .muon import MuonWithAdamW
-from .rounded_adamw import RoundedAdamW
+from .optim.muon import MuonWithAdamW
+from .optim.rounded_adamw import RoundedAdamW
 
 Groups = Sequence[dict[str, Any]]
 """Parameter groups as every optimizer of PyTorch takes them; each says its weight_decay."""
@@ -37,12 +37,12 @@ def adamw(groups: Groups, numbers: OptimizerNumbers) -> torch.optim.Optimizer:
 
 
 def adamw8bit(groups: Groups, numbers: OptimizerNumbers) -> torch.optim.Optimizer:
-    """AdamW with moments of 8 bits; see `rounded_adamw.py`."""
+    """AdamW with moments of 8 bits; see `optim/rounded_adamw.py`."""
     return _rounded(groups, numbers, "8bit")
 
 
 def adamw_bf16(groups: Groups, numbers: OptimizerNumbers) -> torch.optim.Optimizer:
-    """AdamW with moments in bfloat16, rounded at random; see `adamw_bf16.py`."""
+    """AdamW with moments in bfloat16, rounded at random; see `optim/adamw_bf16.py`."""
     return _rounded(groups, numbers, "bf16")
 
 
@@ -125,7 +125,7 @@ def came(groups: Groups, numbers: OptimizerNumbers) -> torch.optim.Optimizer:
 
 
 def muon(groups: Groups, numbers: OptimizerNumbers) -> torch.optim.Optimizer:
-    """Muon for matrices with AdamW for the rest, both PyTorch's own; see `muon.py`."""
+    """Muon for matrices with AdamW for the rest, both PyTorch's own; see `optim/muon.py`."""
     return MuonWithAdamW(groups, lr=numbers.learning_rate, momentum=numbers.betas[0], weight_decay=numbers.weight_decay)
 
 

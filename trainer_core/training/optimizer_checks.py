@@ -7,7 +7,7 @@ import importlib.util
 import torch
 
 from ..errors import TrainerError
-from .optimizers import OPTIMIZERS, OWN, OptimizerKind
+from .optim.optimizers import OPTIMIZERS, OWN, OptimizerKind
 from .settings import OptimizerSettings
 
 

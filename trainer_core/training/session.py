@@ -14,23 +14,23 @@ from torch import Tensor, nn
 from ..data.batches import Stream, derive_seed
 from ..data.cache import TrainingSample
 from ..data.mixing import make_stream
+from ..device import peak_memory_gib
 from ..errors import TrainerError
+from ..lumina2.network.padding import ShapeLimiter
+from ..lumina2.network.transformer import Lumina2Transformer
 from ..lumina2.objective import NoisyBatch, flow_matching_loss
-from ..lumina2.precision import PRECISIONS, computation
+from ..lumina2.quant.precision import PRECISIONS, computation
 from ..lumina2.timesteps import NoiseSettings
-from ..lumina2.transformer import Lumina2Transformer
 from ..processes import ALONE, Processes
 from .base_targets import BaseOnly, with_base_targets
 from .batch_builder import BatchBuilder, TrainingBatch
 from .ema import Ema
 from .graphs import GraphedPass, allows_graphs, can_be_captured
 from .lr_schedules import lr_factor
-from .memory import peak_memory_gib
 from .prefetch import Prefetcher
 from .rollout import with_rollout
 from .rollout_settings import RolloutSettings
 from .settings import OptimizerSettings
-from .shapes import ShapeLimiter
 from .step_record import StepRecord, StepSamples
 from .updates import UpdateAfterBackward, WeightUpdate
 from .weight_views import WeightView, weight_views

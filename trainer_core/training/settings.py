@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from ..errors import TrainerError
 from ..settings import check_settings, check_unused, setting
 from .lr_schedules import LR_SCHEDULES, SCHEDULE_SETTINGS
-from .optimizers import OPTIMIZER_STATES, OWN
+from .optim.optimizers import OPTIMIZER_STATES, OWN
 from .weight_views import VALIDATED_WEIGHTS
 
 

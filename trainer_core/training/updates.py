@@ -12,8 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from ..processes import ALONE, Processes
-from .adamw_8bit_numbers import Guard, new_guard_tensors
-from .rounded_adamw import RoundedAdamW
+from .optim.adamw_8bit_numbers import Guard, new_guard_tensors
+from .optim.rounded_adamw import RoundedAdamW
 
 
 class WeightUpdate(Protocol):

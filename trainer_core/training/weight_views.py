@@ -12,7 +12,7 @@ from torch import nn
 
 from ..weight_names import EMA, LIVE
 from .ema import Ema
-from .optimizers import AveragingOptimizer, usable_weights
+from .optim.optimizers import AveragingOptimizer, usable_weights
 
 VALIDATED_WEIGHTS: dict[str, tuple[str, ...]] = {"both": (LIVE, EMA), LIVE: (LIVE,), EMA: (EMA,)}
 """Which weights are drawn with during a run that keeps an average."""

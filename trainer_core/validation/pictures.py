@@ -11,7 +11,7 @@ from torch import Tensor
 from ..context import StepContext
 from ..data.cache import load_embeds
 from ..data.index import EmbedIndex
-from ..lumina2.prompts import UNCONDITIONAL
+from ..lumina2.encoders.prompts import UNCONDITIONAL
 from .clip_score import find_clip_model
 from .prompt_library import read_prompt_library
 from .settings import PictureSettings

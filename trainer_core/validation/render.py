@@ -15,11 +15,11 @@ from torch import Tensor
 
 from ..errors import StopTraining
 from ..files import replacing_folder
-from ..lumina2.precision import computation
+from ..lumina2.encoders.vae import VAE_SCALE, decode_latents, load_vae
+from ..lumina2.encoders.vae_sizes import LATENT_CHANNELS
+from ..lumina2.network.transformer import Lumina2Transformer
+from ..lumina2.quant.precision import computation
 from ..lumina2.sampling import initial_noise, sample_latents
-from ..lumina2.transformer import Lumina2Transformer
-from ..lumina2.vae import VAE_SCALE, decode_latents, load_vae
-from ..lumina2.vae_sizes import LATENT_CHANNELS
 from ..out_of_memory import explained_out_of_memory
 from .pictures import PlannedPicture, plan_pictures
 from .settings import PictureSettings

@@ -6,7 +6,7 @@ import re
 from dataclasses import dataclass
 
 from ..errors import TrainerError
-from ..lumina2.prompts import CUSTOM, SYSTEM_PROMPTS, check_system_prompt
+from ..lumina2.encoders.prompts import CUSTOM, SYSTEM_PROMPTS, check_system_prompt
 from ..lumina2.sampling import SCHEDULES
 from ..settings import check_settings, setting
 from .clip_score import CLIP_DEVICES

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 from lumina2_trainer.trainer_core.lumina2.encoders import vae_memory
+from lumina2_trainer.trainer_core.lumina2.encoders.vae import decode_latents, encode_pixels
 from lumina2_trainer.trainer_core.lumina2.encoders.vae_memory import (
     MIN_STRIP_BYTES,
     SMALLEST,
@@ -15,7 +16,6 @@ from lumina2_trainer.trainer_core.lumina2.encoders.vae_memory import (
     estimate_bytes,
 )
 from lumina2_trainer.trainer_core.lumina2.encoders.vae_strips import StripPlan
-from lumina2_trainer.trainer_core.lumina2.vae import decode_latents, encode_pixels
 from torch import Tensor
 
 from ..tiny_files import tiny_vae

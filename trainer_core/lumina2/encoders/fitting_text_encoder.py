@@ -10,9 +10,10 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from ...device import available_memory, free_memory
 from ...out_of_memory import is_out_of_memory
-from ...training.memory import available_memory, free_memory
-from ..text_encoder import (
+from .streamed_text_encoder import StreamedTextEncoder, StreamPlan, plan_stream, whole_bytes
+from .text_encoder import (
     MAX_BATCH_TOKENS,
     TextEncoder,
     count_tokens,
@@ -20,8 +21,7 @@ from ..text_encoder import (
     load_text_encoder,
     load_tokenizer,
 )
-from ..text_files import find_text_files
-from .streamed_text_encoder import StreamedTextEncoder, StreamPlan, plan_stream, whole_bytes
+from .text_files import find_text_files
 
 logger = logging.getLogger(__name__)
 

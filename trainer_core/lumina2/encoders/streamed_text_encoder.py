@@ -17,12 +17,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..module_weights import set_parameter
-from ..prompts import MAX_PROMPT_TOKENS
-from ..text_encoder import MAX_BATCH_TOKENS, build_without_last_layer, scale_embeds, tokenize
-from ..text_files import GemmaSizes, TextFiles
-from ..weight_files import TensorEntry
-from ..weight_reader import WeightReader
+from ..weights.module_weights import set_parameter
+from ..weights.weight_files import TensorEntry
+from ..weights.weight_reader import WeightReader
+from .prompts import MAX_PROMPT_TOKENS
+from .text_encoder import MAX_BATCH_TOKENS, build_without_last_layer, scale_embeds, tokenize
+from .text_files import GemmaSizes, TextFiles
 
 if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor

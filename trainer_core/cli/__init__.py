@@ -1,0 +1,1 @@
+"""The command line: the command itself, its surroundings, and the bundled example."""

@@ -1,0 +1,1 @@
+"""Other trainers' configuration files become workflows of this pack."""

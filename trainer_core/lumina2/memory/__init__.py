@@ -1,0 +1,1 @@
+"""All that saves memory: the estimate, the plan, recomputation, offloading and swapping."""

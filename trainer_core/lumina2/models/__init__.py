@@ -1,0 +1,1 @@
+"""Models as files: find, check, load and save them."""

@@ -1,0 +1,1 @@
+"""Frozen matrices of 8 and 4 bits."""

@@ -1,0 +1,1 @@
+"""Reads files of weights, and fills modules with them."""

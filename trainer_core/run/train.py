@@ -1,0 +1,282 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import logging
+from collections.abc import Mapping, Sequence
+from contextlib import nullcontext, suppress
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from filelock import FileLock, Timeout
+
+from ..context import StepContext
+from ..data.cache import TrainingSample, join_samples, read_embed_index, read_latent_index
+from ..data.held_out import split_samples
+from ..data.index import EmbedIndex
+from ..data.sample_sizes import size_of
+from ..device import free_memory, start_peak_memory
+from ..errors import OtherProcessFailed, StopTraining, TrainerError
+from ..events import Event
+from ..job_record import describe_job
+from ..lumina2.memory.plan import MemoryPlan
+from ..lumina2.models.base_files import expect_base_transformer
+from ..out_of_memory import OutOfMemoryError, explained_out_of_memory, without_frames
+from ..processes import Processes
+from ..run_session import last_saved_step, resume_session, start_session
+from ..torch_state import preserved_torch_state
+from ..training.session import TrainingSession
+from ..validation.settings import PictureSettings
+from .checks import check_run
+from .folder import RunFolder, open_run
+from .job import TrainJob
+from .memory import memory_remedies, plan_less_memory
+from .observers import RunObserver, observing
+from .plan import RunPlan, plan_run
+from .recorder import Recorder
+from .trained_weights import TrainedWeights, choose_trained_weights
+
+logger = logging.getLogger(__name__)
+
+
+def train(job: TrainJob, context: StepContext) -> tuple[RunFolder, bool]:
+    """Train a job to its end, from where it was left; a finished job returns at once.
+
+    Returns:
+        The run, and whether it had already finished.
+
+    Raises:
+        StopTraining: The user asked to stop; a checkpoint was written.
+        TrainerError: The job cannot run, or its loss is no longer finite.
+    """
+    embeds = read_embed_index(job.embeds)
+    latents = read_latent_index(job.latents)
+    samples, held_out = split_samples(
+        join_samples(latents, embeds), job.validation.held_out_share if job.validation else 0.0
+    )
+    check_run(
+        job,
+        samples=samples,
+        held_out=held_out,
+        prompts=embeds.prompts,
+        negative_prompts=embeds.negative_prompts,
+        device=context.device,
+    )
+    processes = context.processes
+    record = describe_job(job, len(samples), str(context.device), processes.count)
+    weights = choose_trained_weights(job)
+    run = processes.from_main(
+        lambda: open_run(context.runs_dir, job.train.run_name, record, context.workflow, weights.file_name)
+    )
+    with observing(job, run, latents, embeds, context) if processes.is_main else nullcontext(()) as observers:
+        was_finished = _train_or_reuse(job, record, weights, run, samples, held_out, embeds, observers, context)
+        for observer in observers:
+            observer.finished()
+    final_path = run.final_path.relative_to(run.path)
+    data = {"step": job.train.steps, final_path.stem: final_path.as_posix(), "reused": was_finished}
+    context.emit(Event(kind="finished", run=run.name, data=data))
+    return run, was_finished
+
+
+def _train_or_reuse(
+    job: TrainJob,
+    record: Mapping[str, Any],
+    weights: TrainedWeights,
+    run: RunFolder,
+    samples: Sequence[TrainingSample],
+    held_out: Sequence[TrainingSample],
+    embeds: EmbedIndex,
+    observers: Sequence[RunObserver],
+    context: StepContext,
+) -> bool:
+    """Train to the end, unless that was done before; whether it was."""
+    lock = FileLock(run.path / ".lock", timeout=0)
+    try:
+        was_finished = context.processes.from_main(partial(_take_over, lock, run, record, context.workflow))
+        if was_finished:
+            _tell_of_other_validation(run, job)
+        else:
+            with preserved_torch_state(context.device):
+                _train_to_end(job, weights, run, samples, held_out, embeds, observers, context)
+        return was_finished
+    finally:
+        lock.release()
+        free_memory(context.device)
+
+
+def _take_over(lock: FileLock, run: RunFolder, record: Mapping[str, Any], workflow: str) -> bool:
+    """Keep other processes away; whether the run is finished."""
+    try:
+        lock.acquire()
+    except Timeout:
+        raise TrainerError(f"run {run.name!r} is being trained by another process: wait, or change run_name") from None
+    is_finished = run.final_path.exists()
+    if not is_finished:
+        run.write_job(record, workflow)  # how it is watched may have changed
+    return is_finished
+
+
+def _train_to_end(
+    job: TrainJob,
+    weights: TrainedWeights,
+    run: RunFolder,
+    samples: Sequence[TrainingSample],
+    held_out: Sequence[TrainingSample],
+    embeds: EmbedIndex,
+    observers: Sequence[RunObserver],
+    context: StepContext,
+) -> None:
+    """Train to the last step. Where memory runs out, go on from the last finished step with a plan that takes less."""
+    start_peak_memory(context.device)
+    memory: MemoryPlan | None = None
+    tell_start = True
+    try:
+        free_memory(context.device)  # of nodes before this one
+        while True:
+            memory = _announce_plan(job, weights, run, samples, held_out, memory, context).memory
+            try:
+                _train_as_planned(job, weights, memory, run, samples, held_out, embeds, observers, context, tell_start)
+                return
+            except OutOfMemoryError as error:
+                failure = without_frames(error)
+            free_memory(context.device)  # before the next plan looks at what is free
+            tell_start = False
+            memory = _plan_less(job, weights, memory, samples, failure, context)
+            if memory is None:
+                raise failure
+            _tell_of_less_memory(run, failure, context)
+    except BaseException as error:
+        _tell_failure(run, error, context)
+        raise
+
+
+def _train_as_planned(
+    job: TrainJob,
+    weights: TrainedWeights,
+    memory: MemoryPlan,
+    run: RunFolder,
+    samples: Sequence[TrainingSample],
+    held_out: Sequence[TrainingSample],
+    embeds: EmbedIndex,
+    observers: Sequence[RunObserver],
+    context: StepContext,
+    tell_start: bool,
+) -> None:
+    """Train from the newest checkpoint to the end; whatever ends it early, the finished steps are kept."""
+    processes, remedies = context.processes, memory_remedies(job, memory)
+    with processes.failing_together():
+        expect_base_transformer(job.model)
+        weights.check(Path(job.model.base_path))
+        with explained_out_of_memory("loading the model", remedies):
+            session = start_session(job, weights, memory, samples, embeds, context)
+            resume_session(session, run, weights)
+    processes.take_from_main(list(session.parameters.values()))
+    processes.from_main(lambda: run.truncate_log(session.step))
+    for observer in observers if tell_start else ():
+        observer.started(session.step)
+    recorder = Recorder(
+        job=job,
+        run=run,
+        session=session,
+        weights=weights,
+        samples=samples,
+        held_out=held_out,
+        embeds=embeds,
+        observers=observers,
+        context=context.alone,
+    )
+    try:
+        with explained_out_of_memory("training", remedies):
+            processes.from_main(recorder.start)
+            while session.step < job.train.steps:
+                if processes.any_of(context.should_stop()):
+                    raise StopTraining
+                processes.from_main(partial(recorder.record_step, session.train_step()))
+            processes.from_main(recorder.finish)
+    except BaseException as error:
+        _rescue(session, recorder, error, processes)
+        raise
+
+
+def _announce_plan(
+    job: TrainJob,
+    weights: TrainedWeights,
+    run: RunFolder,
+    samples: Sequence[TrainingSample],
+    held_out: Sequence[TrainingSample],
+    memory: MemoryPlan | None,
+    context: StepContext,
+) -> RunPlan:
+    """Decide how the run is made to fit, unless that is settled, and say what it will take."""
+    sizes, held_out_sizes = ([size_of(sample) for sample in some] for some in (samples, held_out))
+    is_first, first_step = memory is None, last_saved_step(run)
+    plan = plan_run(job, weights, sizes, held_out_sizes, context.device, first_step, memory)
+    logger.info("Run %s: %s", run.name, plan.memory.sentence)
+    context.emit(Event(kind="planned", run=run.name, data=plan.to_json()))
+    if context.processes.is_main:
+        run.extend_job({"memory_plan": plan.memory.sentence})
+    if job.rollout is not None and is_first:
+        logger.info("Run %s: %s", run.name, job.rollout.sentence)
+    return plan
+
+
+def _plan_less(
+    job: TrainJob,
+    weights: TrainedWeights,
+    failed: MemoryPlan,
+    samples: Sequence[TrainingSample],
+    failure: OutOfMemoryError,
+    context: StepContext,
+) -> MemoryPlan | None:
+    """The plan after one that ran out of memory; None where no plan would help."""
+    if context.processes.count > 1 or not (failure.is_of_device or context.device.type == "cpu"):
+        return None
+    return plan_less_memory(job, weights, [size_of(sample) for sample in samples], context.device, failed)
+
+
+def _tell_of_less_memory(run: RunFolder, failure: OutOfMemoryError, context: StepContext) -> None:
+    work = str(failure).partition(" ran out of memory")[0]
+    message = (
+        f"{work} ran out of memory after step {last_saved_step(run)}: going on from there in less memory, and slower."
+        " Nothing is lost"
+    )
+    logger.warning("%s: %s", run.name, message)
+    context.emit(Event(kind="notice", run=run.name, data={"level": "warning", "message": message}))
+
+
+def _tell_failure(run: RunFolder, error: BaseException, context: StepContext) -> None:
+    if not isinstance(error, StopTraining):
+        data = {"step": last_saved_step(run), "message": str(error)}
+        context.emit(Event(kind="failed", run=run.name, data=data))
+
+
+def _rescue(session: TrainingSession, recorder: Recorder, error: BaseException, processes: Processes) -> None:
+    """Keep the finished steps; a failure to do so must not hide what ended the run."""
+
+    def save() -> None:
+        if not session.is_consistent:
+            return
+        try:
+            recorder.save_checkpoint()
+        except Exception:
+            logger.exception("The steps since the last checkpoint could not be saved")
+
+    if not isinstance(error, KeyboardInterrupt):
+        with suppress(OtherProcessFailed, StopTraining):
+            processes.from_main(save)  # the others wait: a launcher ends what outlives a process that failed
+    elif processes.is_main:
+        save()
+
+
+def _tell_of_other_validation(run: RunFolder, job: TrainJob) -> None:
+    drawn = json.loads(run.job_path.read_text(encoding="utf-8"))["validation"]
+    if job.validation is None:
+        return
+    asked, defaults = (
+        json.loads(json.dumps(dataclasses.asdict(settings))) for settings in (job.validation, PictureSettings())
+    )
+    if any(asked[name] != (drawn or {}).get(name, default) for name, default in defaults.items()):
+        logger.warning("Run %s is finished, with pictures of other prompts: draw new ones with Validate", run.name)

@@ -1,0 +1,1 @@
+"""The optimizers, and our own AdamW with moments of few bits."""

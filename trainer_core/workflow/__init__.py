@@ -1,0 +1,1 @@
+"""A workflow file without ComfyUI: read, run, forecast, and laid out for the canvas."""
