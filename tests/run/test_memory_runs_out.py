@@ -15,8 +15,8 @@ from lumina2_trainer.trainer_core.run import memory
 from lumina2_trainer.trainer_core.run.memory import plan_less_memory
 from lumina2_trainer.trainer_core.training.session import TrainingSession
 
+from ..training_setup import TRAIN, Setup
 from .failing_allocator import FailingAllocator, is_equal, outcome, train, undisturbed
-from .training_setup import TRAIN, Setup
 
 NUM_MOMENTS = 20
 

@@ -1,6 +1,6 @@
 """Memory that runs out at a chosen moment of a short run: what becomes of the run?
 
-    python -m lumina2_trainer.tests.failing_allocator EVERY
+    python -m lumina2_trainer.tests.run.failing_allocator EVERY
 
 lets the Nth request of a run fail for every N that EVERY divides, each in a run of its own, and compares what comes out
 with the undisturbed run, bit for bit. Prints the requests after which it differs.
@@ -24,7 +24,7 @@ from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from .training_setup import PROMPTS, TRAIN, Setup, make_setup
+from ..training_setup import PROMPTS, TRAIN, Setup, make_setup
 
 MESSAGE = "CUDA out of memory. Tried to allocate 2.00 GiB."
 
