@@ -95,14 +95,15 @@ def test_a_capture_that_fails_leaves_cuda_usable(
     monkeypatch.setattr(graphs, "HOST_BOUND", 0.0)
     train = replace(TRAIN, steps=24)
     dropout = LoRASettings(dropout=0.1)
+    with_graphs = setup.train(replace(train, run_name="graphs")).losses
+    before = torch.cuda.memory_allocated()
     with monkeypatch.context() as patched:
         patched.setattr(session, "_differentiate", faulty)
         broken = setup.train(replace(train, run_name="broken")).losses
     assert caplog.text.count("could not be captured as a CUDA graph") == 1
     torch.rand(3, device="cuda")  # random numbers still come
-    with_graphs = setup.train(replace(train, run_name="graphs")).losses
     assert broken == pytest.approx(with_graphs, rel=5e-3)
     assert all(
         math.isfinite(loss) for loss in setup.train(replace(train, run_name="dropout"), adapter_settings=dropout).losses
     )
-    assert torch.cuda.memory_allocated() < 2**26
+    assert torch.cuda.memory_allocated() <= before + 2**20

@@ -76,6 +76,12 @@ class ServerProcess:
             process.wait(timeout=15)
 
     @property
+    def pid(self) -> int:
+        """Of the server's process."""
+        assert self._process is not None, "it was not started"
+        return self._process.pid
+
+    @property
     def exit_status(self) -> int | None:
         """What the server ended with; None while it runs."""
         return self._process.poll() if self._process else None
