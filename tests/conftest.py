@@ -6,6 +6,7 @@ that belong to a tier as a whole are listed here; elsewhere a file or a test car
 
 from __future__ import annotations
 
+import gc
 import os
 from collections import Counter
 from pathlib import Path
@@ -83,6 +84,13 @@ def pytest_terminal_summary(terminalreporter: Any, config: pytest.Config) -> Non
         terminalreporter.write_line(f"left out: {sum(rest.values())} tests ({listed}); `make test-rest` runs them")
     if left_out[QUICK]:
         terminalreporter.write_line(f"left out: {left_out[QUICK]} quick tests; `make test` runs them")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def imported_objects_set_aside() -> None:
+    """Spare the collector what lives on anyway: a run collects twice, half a second each among torch's objects."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(scope="session")
