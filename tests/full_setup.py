@@ -17,3 +17,8 @@ def train_full(setup: Setup, settings: TrainFullSettings = TRAIN_FULL, **sockets
     return train_steps.train_full(
         settings, model=setup.model, latents=setup.latents, embeds=setup.embeds, context=setup.context, **sockets
     )
+
+
+def trained_full(setup: Setup, settings: TrainFullSettings = TRAIN_FULL, **sockets: object) -> steps.TrainFullResult:
+    """What `train_full` gives, for tests that need a finished run: it is trained once a session, and copied here."""
+    return setup.copied(lambda own: train_full(own, settings, **sockets), settings, sockets)

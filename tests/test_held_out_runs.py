@@ -65,7 +65,7 @@ def test_held_out_pictures_are_never_trained_on_and_each_measurement_is_logged(f
 
 
 def test_loss_is_that_of_the_base_and_of_the_saved_adapter(fresh: Setup) -> None:
-    result = fresh.train(validation=HELD_OUT)
+    result = fresh.trained(validation=HELD_OUT)
     transformer = load_base_transformer(fresh.model, torch.device("cpu"))
 
     def measure(batch_size: int) -> dict[str, float]:
@@ -157,7 +157,7 @@ def test_other_files_beside_the_best_weights_and_folders_in_use_stay(
 @pytest.mark.parametrize("stop_after", [3, 5])
 def test_resumed_run_measures_and_keeps_the_same(fresh: Setup, tmp_path: Path, stop_after: int) -> None:
     ema = CheckpointSettings(use_ema=True, ema_decay=0.9)
-    whole = fresh.train(validation=HELD_OUT, checkpoints=ema)
+    whole = fresh.trained(validation=HELD_OUT, checkpoints=ema)
     other = fresh.moved_to(tmp_path / "stopped")
     asked = 0
 
@@ -207,7 +207,7 @@ def _die_at(step: int) -> Any:
 
 
 def test_stop_during_a_measurement_keeps_the_step_and_makes_up_for_it(fresh: Setup, tmp_path: Path) -> None:
-    whole = fresh.train(validation=HELD_OUT)
+    whole = fresh.trained(validation=HELD_OUT)
     other = fresh.moved_to(tmp_path / "stopped")
     batches = NUM_DRAWS  # of the base, both pictures in one batch
     with pytest.raises(StopTraining):

@@ -36,7 +36,7 @@ def with_precision(setup: Setup, precision: str) -> Setup:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_training_follows_float32(fresh: Setup, precision: str) -> None:
-    exact = with_precision(fresh, "fp32").train(replace(TRAIN, run_name="exact"))
+    exact = with_precision(fresh, "fp32").trained()
     result = with_precision(fresh, precision).train(replace(TRAIN, run_name="other"))
     assert result.losses == pytest.approx(exact.losses, rel=LOSS_ERROR[precision])
     assert (result.losses == exact.losses) == (precision == "fp32")
@@ -58,7 +58,7 @@ def test_every_target_trains_and_recomputes_on_quantised_weights(fresh: Setup, p
 @pytest.mark.parametrize("precision", QUANTIZED)
 def test_resuming_is_exact(fresh: Setup, tmp_path: Path, precision: str) -> None:
     setup = with_precision(fresh, precision)
-    whole = setup.train()
+    whole = setup.trained()
     other, asked = setup.moved_to(tmp_path / "stopped"), iter([False, False, True])
     with pytest.raises(StopTraining):
         other.with_stop(lambda: next(asked)).train()
@@ -105,7 +105,7 @@ def test_only_the_matrices_of_blocks_have_few_bits(fresh: Setup, precision: str)
 @pytest.mark.parametrize("precision", QUANTIZED)
 def test_merged_adapter_has_the_effect_it_has_beside_float32(fresh: Setup, precision: str) -> None:
     """Small enough that adding it to quantised weights would round it away."""
-    trained = fresh.train(replace(TRAIN, learning_rate=1e-3), adapter_settings=LoRASettings(targets="all_linear"))
+    trained = fresh.trained(replace(TRAIN, learning_rate=1e-3), adapter_settings=LoRASettings(targets="all_linear"))
     tensors = read_adapter(Path(trained.adapter.path)).tensors
 
     def effect(name: str) -> Tensor:
@@ -120,7 +120,7 @@ def test_merged_adapter_has_the_effect_it_has_beside_float32(fresh: Setup, preci
 @pytest.mark.parametrize("precision", QUANTIZED)
 def test_prompts_are_drawn_with_and_without_the_adapter(fresh: Setup, precision: str) -> None:
     setup = with_precision(fresh, precision)
-    trained = setup.train()
+    trained = setup.trained()
     settings = ValidateSettings(prompts="a red square", width=64, height=64, num_inference_steps=2)
     pictures = [
         steps.validate(settings, model=setup.model, adapter=adapter, context=setup.context).images[0].read_bytes()
