@@ -6,9 +6,11 @@ that belong to a tier as a whole are listed here; elsewhere a file or a test car
 
 from __future__ import annotations
 
+import functools
 import gc
 import os
 from collections import Counter
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -94,11 +96,18 @@ def imported_objects_set_aside() -> None:
 
 
 @pytest.fixture(scope="session")
-def setup(tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """A tiny base and dataset with filled caches; runs go to a folder that tests must not share."""
+def setup(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """A tiny base and dataset with filled caches; runs go to a folder that tests must not share.
+
+    The machine's rate, which every run measures to say how long it will take, is measured once.
+    """
+    from lumina2_trainer.trainer_core import run_time
+
     from .training_setup import make_setup
 
-    return make_setup(tmp_path_factory.mktemp("setup"))
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(run_time, "measure_rate", functools.cache(run_time.measure_rate))
+        yield make_setup(tmp_path_factory.mktemp("setup"))
 
 
 @pytest.fixture
