@@ -138,6 +138,7 @@ def test_turning_the_average_on_starts_a_run_that_has_one(fresh: Setup) -> None:
     assert Path(fresh.train(checkpoints=replace(EMA, ema_device="cpu")).adapter.run_dir).name == "run-2"
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_average_of_the_full_model_resumes_and_is_saved_as_a_model(
     fresh: Setup, tmp_path: Path, precision: str
@@ -179,6 +180,7 @@ def test_schedule_free_gives_the_average_and_does_not_mind_being_looked_at(fresh
     assert names
 
 
+@pytest.mark.train
 def test_schedule_free_trains_the_full_model(fresh: Setup, tmp_path: Path) -> None:
     settings = replace(TRAIN_FULL, optimizer="schedulefree")
     whole = train_full(fresh, settings)

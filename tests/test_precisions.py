@@ -43,6 +43,7 @@ def test_training_follows_float32(fresh: Setup, precision: str) -> None:
     assert all(t.dtype == torch.float32 for t in read_adapter(Path(result.adapter.path)).tensors.values())
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("precision", QUANTIZED)
 @pytest.mark.parametrize("targets", [t for t in TARGETS if t != "pattern"])
 def test_every_target_trains_and_recomputes_on_quantised_weights(fresh: Setup, precision: str, targets: str) -> None:
@@ -55,6 +56,7 @@ def test_every_target_trains_and_recomputes_on_quantised_weights(fresh: Setup, p
     assert all(tensor.abs().sum() > 0 for name, tensor in tensors.items() if "lora_B" in name)
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("precision", QUANTIZED)
 def test_resuming_is_exact(fresh: Setup, tmp_path: Path, precision: str) -> None:
     setup = with_precision(fresh, precision)

@@ -87,6 +87,7 @@ def test_unconditional_picture_is_the_bare_prompt_without_guidance(fresh: Setup)
     assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(*drawn, strict=True))
 
 
+@pytest.mark.train
 def test_base_is_drawn_once_and_again_when_prompts_change(fresh: Setup) -> None:
     settings = replace(ALL, every_num_steps=2)
     with pytest.raises(StopTraining):
@@ -101,6 +102,7 @@ def test_base_is_drawn_once_and_again_when_prompts_change(fresh: Setup) -> None:
     assert (base / "00-64x96.png").stat().st_mtime_ns == written
 
 
+@pytest.mark.train
 def test_full_training_draws_the_base_before_it_changes(
     fresh: Setup, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:

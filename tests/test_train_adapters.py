@@ -43,6 +43,7 @@ def tensors_of(result: TrainResult) -> dict[str, Tensor]:
     return read_adapter(Path(result.adapter.path)).tensors
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("case", RESUMED)
 def test_every_kind_resumes_exactly(fresh: Setup, tmp_path: Path, case: str) -> None:
     precision, settings = RESUMED[case]

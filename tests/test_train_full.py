@@ -46,6 +46,7 @@ def test_training_lowers_the_loss_on_its_own_samples(fresh: Setup, precision: st
     assert losses[-8:].mean() < 0.6 * losses[:4].mean()
 
 
+@pytest.mark.train
 def test_optimizers_and_precisions_learn_alike(fresh: Setup) -> None:
     settings = replace(TRAIN_FULL, steps=8, learning_rate=1e-3)
     free = OptimizerSettings(max_grad_norm=0.0)
@@ -56,6 +57,7 @@ def test_optimizers_and_precisions_learn_alike(fresh: Setup) -> None:
     assert rounded.losses == pytest.approx(exact.losses, rel=0.1)
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(fresh: Setup, tmp_path: Path, precision: str) -> None:
     settings = {"optimizer_settings": OptimizerSettings(lr_schedule="cosine", gradient_accumulation_steps=2)}
@@ -72,6 +74,7 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(fresh: Setup, tmp_
     assert_equal_tensors(load_file(whole.model.base_path), load_file(resumed.model.base_path))
 
 
+@pytest.mark.train
 def test_recomputation_gives_the_same_result(fresh: Setup) -> None:
     plain = trained_full(fresh)
     recomputed = train_full(
@@ -133,6 +136,7 @@ def test_finished_job_returns_at_once(fresh: Setup) -> None:
     assert events[-1].data == {"step": 6, "model": "final/model.safetensors", "reused": True}
 
 
+@pytest.mark.train
 def test_trained_model_is_validated_and_trained_again_as_any_base(fresh: Setup) -> None:
     trained = train_full(fresh, validation=PROMPTS)
     assert len(trained.validation_images) == 2
@@ -154,6 +158,7 @@ def test_trained_model_is_validated_and_trained_again_as_any_base(fresh: Setup) 
     )
 
 
+@pytest.mark.train
 def test_non_finite_loss_updates_nothing_and_keeps_the_work(fresh: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     from lumina2_trainer.trainer_core.training import session as session_module
 
@@ -173,6 +178,7 @@ def test_non_finite_loss_updates_nothing_and_keeps_the_work(fresh: Setup, monkey
     assert train_full(fresh).losses == whole.losses
 
 
+@pytest.mark.train
 def test_gradient_that_is_not_finite_sends_the_run_back_to_its_checkpoint(
     fresh: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:

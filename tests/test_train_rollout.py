@@ -43,6 +43,7 @@ def test_a_run_with_a_rollout_lowers_the_loss(fresh: Setup) -> None:
     assert 0.6 < sum(numbers) / 240 < 0.8
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("adapter", [LoRASettings(dropout=0.3), LyCORISSettings(algorithm="lokr", dropout=0.3)])
 def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(fresh: Setup, tmp_path: Path, adapter: object) -> None:
     sockets = {
