@@ -4,7 +4,7 @@ VENV = .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/installed-$(shell cksum pyproject.toml | cut -d' ' -f1)
 
-.PHONY: demo test check types install clean
+.PHONY: demo test test-rest test-all check types install clean
 
 install: $(INSTALLED)
 
@@ -18,8 +18,17 @@ $(INSTALLED):
 demo: install
 	$(BIN)/lumina2-trainer demo
 
+# Which tests are which: tests/conftest.py and CONTRIBUTING.md.
+REST = host or browser or cuda or process or train or bench
+PYTEST = $(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+
 test: install
-	$(BIN)/python -m pytest --numprocesses auto --maxprocesses 4 --dist loadgroup
+	$(PYTEST) -m 'not ($(REST))'
+
+test-rest: install
+	$(PYTEST) -m '$(REST)'
+
+test-all: test test-rest
 
 check: install types
 	$(BIN)/ruff check .

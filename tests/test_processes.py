@@ -103,6 +103,7 @@ def assert_same_run(together: Path, alone: Path) -> None:
     assert max(relative_error(actual[name], wanted[name]) for name in wanted) < 1e-3
 
 
+@pytest.mark.process
 def test_two_processes_learn_what_one_learns_of_twice_the_batches(arguments: list[str], tmp_path: Path) -> None:
     alone, together = tmp_path / "alone", tmp_path / "together"
     assert main([*arguments, "--output", str(alone), "--set", "6.gradient_accumulation_steps=2"]) == 0
@@ -115,6 +116,7 @@ def test_two_processes_learn_what_one_learns_of_twice_the_batches(arguments: lis
     assert json.loads((together / "lumina2_trainer/run/job.json").read_text())["num_processes"] == 2
 
 
+@pytest.mark.process
 def test_two_processes_train_the_model_itself(arguments: list[str], tmp_path: Path) -> None:
     write_workflow(tmp_path, is_whole=True)
     alone, together = tmp_path / "alone", tmp_path / "together"
@@ -133,6 +135,7 @@ def wait_for_checkpoint(output: Path, step: int, process: subprocess.Popen[Any])
         time.sleep(0.01)
 
 
+@pytest.mark.process
 def test_a_stop_keeps_the_finished_steps_and_one_process_goes_on(arguments: list[str], tmp_path: Path) -> None:
     whole, stopped = tmp_path / "whole", tmp_path / "stopped"
     alone = ["--set", "6.gradient_accumulation_steps=2"]
@@ -150,12 +153,14 @@ def test_a_stop_keeps_the_finished_steps_and_one_process_goes_on(arguments: list
     assert_same_run(stopped, whole)
 
 
+@pytest.mark.process
 def test_a_mistake_is_said_once_and_ends_all(arguments: list[str], tmp_path: Path) -> None:
     command = [*arguments, "--output", tmp_path / "wrong", "--set", "7.memory=0.001"]
     printed = run_together(TORCHRUN, command, status=1)
     assert printed.count("lumina2-trainer: memory: 0.001 GiB allowed") >= 1
 
 
+@pytest.mark.process
 def test_what_processes_say_to_one_another() -> None:
     script = Path(__file__).parent / "script_processes.py"
     done = subprocess.run(

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import shutil
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 import torch
 from lumina2_trainer.trainer_core.context import StepContext
@@ -12,7 +15,7 @@ from lumina2_trainer.trainer_core.data.cache import EmbedCache, LatentCache
 from lumina2_trainer.trainer_core.data.folder import DatasetFolderSettings
 from lumina2_trainer.trainer_core.events import Event
 from lumina2_trainer.trainer_core.lumina2.models.model_files import LoadSettings, Lumina2Model
-from lumina2_trainer.trainer_core.results import TrainResult
+from lumina2_trainer.trainer_core.results import TrainFullResult, TrainResult
 from lumina2_trainer.trainer_core.run.job import TrainLoRASettings
 from lumina2_trainer.trainer_core.stages import caches
 from lumina2_trainer.trainer_core.stages import train as train_steps
@@ -29,6 +32,9 @@ TRAIN = TrainLoRASettings(
 )
 
 
+Result = TypeVar("Result", TrainResult, TrainFullResult)
+
+
 @dataclass(frozen=True, kw_only=True)
 class Setup:
     """Everything a training step takes."""
@@ -37,12 +43,34 @@ class Setup:
     latents: LatentCache
     embeds: EmbedCache
     context: StepContext
+    finished_dir: Path
+    """Runs that `copied` has made, each in an output folder of its own."""
 
     def train(self, settings: TrainLoRASettings = TRAIN, **sockets: object) -> TrainResult:
         """Run the step with this setup's sockets."""
         return train_steps.train_lora(
             settings, model=self.model, latents=self.latents, embeds=self.embeds, context=self.context, **sockets
         )
+
+    def trained(self, settings: TrainLoRASettings = TRAIN, **sockets: object) -> TrainResult:
+        """What `train` gives, for tests that need a finished run: it is trained once a session, and copied here."""
+        return self.copied(lambda setup: setup.train(settings, **sockets), settings, sockets)
+
+    def copied(self, train: Callable[[Setup], Result], *job: object) -> Result:
+        """The result of a training, made in a folder of its own unless that was done before, and copied here.
+
+        Args:
+            train: Trains with a setup.
+            job: All that this run depends on besides the setup, with a telling repr.
+        """
+        identity = repr((self.model, self.latents, self.embeds, job))
+        source = self.moved_to(self.finished_dir / hashlib.sha256(identity.encode()).hexdigest()[:16])
+        if not source.context.output_dir.exists():
+            train(source)
+        shutil.copytree(source.context.runs_dir, self.context.runs_dir, dirs_exist_ok=True)
+        result = train(self)
+        assert result.reused, "the copy is not the run that was asked for"
+        return result
 
     def moved_to(self, output_dir: Path) -> Setup:
         """The same caches, but runs go elsewhere."""
@@ -106,4 +134,5 @@ def make_setup(folder: Path, folders: Sequence[DatasetFolderSettings] = (PICTURE
             caches.CacheTextEmbedsSettings(), model=model, dataset=dataset, validation=PROMPTS, context=context
         ),
         context=context,
+        finished_dir=folder / "finished",
     )

@@ -76,6 +76,7 @@ fill_latent_cache(
 """
 
 
+@pytest.mark.process
 def test_a_killed_process_loses_only_what_it_was_at(dataset: Dataset, context: StepContext, tmp_path: Path) -> None:
     script = tmp_path / "slow.py"
     script.write_text(SLOW_ENCODER)

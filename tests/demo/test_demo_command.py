@@ -12,6 +12,8 @@ from lumina2_trainer.trainer_core.cli.main import main
 from lumina2_trainer.trainer_core.context import PACK_DIR
 from PIL import Image
 
+pytestmark = pytest.mark.train
+
 EXAMPLES = sorted((PACK_DIR / "example_workflows").glob("*.json"))
 
 

@@ -14,6 +14,8 @@ from lumina2_trainer.trainer_core.lumina2.models.model_files import LoadSettings
 from lumina2_trainer.trainer_core.stages import caches, train
 from lumina2_trainer.trainer_core.training.rollout_settings import RolloutSettings
 
+pytestmark = pytest.mark.train
+
 
 def test_training_with_a_rollout_lowers_the_loss_on_fixed_noise(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch

@@ -6,11 +6,14 @@ import json
 import shutil
 from pathlib import Path
 
+import pytest
 import torch
 from lumina2_trainer.trainer_core.cli.main import main
 from lumina2_trainer.trainer_core.context import DEMO_DIR
 from lumina2_trainer.trainer_core.lumina2.models.base_files import DEMO_MODEL_PATH
 from lumina2_trainer.trainer_core.lumina2.models.checkpoint import load_transformer
+
+pytestmark = pytest.mark.train
 
 CPU = torch.device("cpu")
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
 from lumina2_trainer.trainer_core.cli.main import main
 
 from ..training_setup import Setup
@@ -28,6 +29,7 @@ def write_workflow(folder: Path) -> Path:
     return path
 
 
+@pytest.mark.process
 def test_workflow_uploads_and_tracks_by_the_environment(setup: Setup, tmp_path: Path) -> None:
     hub = HubServer(token=TOKEN)
     folder = str(setup.context.roots[0])

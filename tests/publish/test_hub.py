@@ -231,7 +231,7 @@ def test_a_disk_that_cannot_stage_a_checkpoint_does_not_stop_the_run(
 
 
 def test_how_a_run_is_published_does_not_start_a_new_one(fresh: Setup, hub: HubServer) -> None:
-    first = fresh.train()
+    first = fresh.trained()
     assert fresh.train(hub=replace(HUB, note="Hello")).adapter == first.adapter
 
 

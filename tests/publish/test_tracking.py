@@ -50,7 +50,11 @@ def run_twice(setup: Setup, report_to: str, **more: Any) -> tuple[Path, list[Eve
     return Path(result.adapter.run_dir), events
 
 
-@pytest.mark.parametrize("report_to", TRACKERS)
+WITH_PROCESS = {"wandb": pytest.mark.process}
+"""It starts a service of its own."""
+
+
+@pytest.mark.parametrize("report_to", [pytest.param(name, marks=WITH_PROCESS.get(name, ())) for name in TRACKERS])
 def test_every_tracker_takes_a_stopped_and_resumed_run_without_a_word(
     fresh: Setup, report_to: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
@@ -158,6 +162,7 @@ def read_wandb(path: Path) -> list[Any]:
     return records
 
 
+@pytest.mark.process
 @pytest.mark.parametrize("offline_setting", [True, False])
 def test_wandb_offline_run_holds_everything_and_resumes_under_one_id(
     fresh: Setup, offline_setting: bool, monkeypatch: pytest.MonkeyPatch
@@ -288,7 +293,7 @@ def test_a_tracker_that_hangs_is_not_waited_for(fresh: Setup, monkeypatch: pytes
 
 
 def test_how_a_run_is_tracked_does_not_start_a_new_one(fresh: Setup) -> None:
-    first = fresh.train()
+    first = fresh.trained()
     again = fresh.train(tracking=TrackingSettings(report_to="tensorboard"), checkpoints=CheckpointSettings())
     assert again.adapter == first.adapter
 

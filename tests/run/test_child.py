@@ -21,6 +21,8 @@ from safetensors.torch import load_file
 
 from ..training_setup import PROMPTS, TRAIN, Setup
 
+pytestmark = pytest.mark.process
+
 
 def start(script: str, **options: Any) -> Any:
     """Run a small program in place of the trainer."""

@@ -33,8 +33,8 @@ def file_of(run_dir: str | Path, step: int, name: str) -> Path:
 
 
 def test_average_of_an_adapter_is_the_average_of_its_checkpoints_and_changes_nothing_else(fresh: Setup) -> None:
-    plain = fresh.train(replace(TRAIN, run_name="plain"))
-    result = fresh.train(checkpoints=EMA)
+    plain = fresh.moved_to(fresh.context.output_dir / "plain").trained()
+    result = fresh.trained(checkpoints=EMA)
     assert result.losses == plain.losses
     assert_equal_tensors(final_tensors(plain.adapter.run_dir), final_tensors(result.adapter.run_dir))
     averages = load_file(Path(result.adapter.run_dir) / "final" / "adapter_ema.safetensors")
@@ -82,11 +82,12 @@ def test_interrupt_between_weights_and_average_saves_no_step_that_is_neither(
 @pytest.mark.parametrize("ema_device", ["device", "cpu"])
 def test_average_resumes_bit_for_bit(fresh: Setup, tmp_path: Path, ema_device: str) -> None:
     settings = replace(EMA, ema_step_interval=2, checkpoint_step_interval=0, ema_device=ema_device)
-    whole = fresh.train(checkpoints=settings)
+    train = replace(TRAIN, steps=4)
+    whole = fresh.train(train, checkpoints=settings)
     other = fresh.moved_to(tmp_path / "stopped")
     with pytest.raises(StopTraining):
-        other.with_stop(StopAfter(3)).train(checkpoints=settings)
-    resumed = other.train(checkpoints=settings)
+        other.with_stop(StopAfter(3)).train(train, checkpoints=settings)
+    resumed = other.train(train, checkpoints=settings)
     for name in ("adapter.safetensors", "adapter_ema.safetensors"):
         files = [Path(result.adapter.run_dir) / "final" / name for result in (whole, resumed)]
         assert_equal_tensors(load_file(files[0]), load_file(files[1]))
@@ -111,7 +112,7 @@ def test_pictures_of_one_where_that_is_asked_for(fresh: Setup, chosen: str, name
 
 
 def test_save_adapter_writes_the_chosen_weights(fresh: Setup) -> None:
-    result = fresh.train(checkpoints=EMA)
+    result = fresh.trained(checkpoints=EMA)
     saved = {}
     for weights in ("live", "ema"):
         settings = caches.SaveAdapterSettings(name=weights, dtype="fp32", weights=weights)
@@ -124,7 +125,7 @@ def test_save_adapter_writes_the_chosen_weights(fresh: Setup) -> None:
 def test_average_that_was_not_kept_cannot_be_saved(fresh: Setup) -> None:
     settings = caches.SaveAdapterSettings(weights="ema")
     message = r'weights is "ema", but there is no adapter_ema\.safetensors beside adapter\.safetensors: turn on use_ema'
-    adapter = fresh.train().adapter
+    adapter = fresh.trained().adapter
     with pytest.raises(TrainerError, match=message):
         caches.save_adapter(settings, adapter=adapter, context=fresh.context)
     with pytest.raises(TrainerError, match=r"there is no tiny_ema\.safetensors"):
@@ -132,21 +133,23 @@ def test_average_that_was_not_kept_cannot_be_saved(fresh: Setup) -> None:
 
 
 def test_turning_the_average_on_starts_a_run_that_has_one(fresh: Setup) -> None:
-    fresh.train()
+    fresh.trained()
     assert Path(fresh.train(checkpoints=EMA).adapter.run_dir).name == "run-2"
     assert Path(fresh.train(checkpoints=replace(EMA, ema_device="cpu")).adapter.run_dir).name == "run-2"
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_average_of_the_full_model_resumes_and_is_saved_as_a_model(
     fresh: Setup, tmp_path: Path, precision: str
 ) -> None:
     setup = replace(fresh, model=replace(fresh.model, precision=precision))
-    whole = train_full(setup, checkpoints=replace(EMA, checkpoint_step_interval=0))
+    short = replace(TRAIN_FULL, steps=4)
+    whole = train_full(setup, short, checkpoints=replace(EMA, checkpoint_step_interval=0))
     other = setup.moved_to(tmp_path / "stopped")
     with pytest.raises(StopTraining):
-        train_full(other.with_stop(StopAfter(3)), checkpoints=EMA)
-    resumed = train_full(other, checkpoints=EMA)
+        train_full(other.with_stop(StopAfter(2)), short, checkpoints=EMA)
+    resumed = train_full(other, short, checkpoints=EMA)
     path = Path(whole.model.base_path).with_name("model_ema.safetensors")
     average, live = load_file(path), load_file(whole.model.base_path)
     assert_equal_tensors(average, load_file(Path(resumed.model.base_path).with_name("model_ema.safetensors")))
@@ -177,6 +180,7 @@ def test_schedule_free_gives_the_average_and_does_not_mind_being_looked_at(fresh
     assert names
 
 
+@pytest.mark.train
 def test_schedule_free_trains_the_full_model(fresh: Setup, tmp_path: Path) -> None:
     settings = replace(TRAIN_FULL, optimizer="schedulefree")
     whole = train_full(fresh, settings)

@@ -66,7 +66,7 @@ def test_held_out_pictures_are_never_trained_on_and_each_measurement_is_logged(f
 
 
 def test_loss_is_that_of_the_base_and_of_the_saved_adapter(fresh: Setup) -> None:
-    result = fresh.train(validation=HELD_OUT)
+    result = fresh.trained(validation=HELD_OUT)
     transformer = load_base_transformer(fresh.model, torch.device("cpu"))
 
     def measure(batch_size: int) -> dict[str, float]:
@@ -87,6 +87,7 @@ def test_loss_is_that_of_the_base_and_of_the_saved_adapter(fresh: Setup) -> None
     assert fmean(measure(2).values()) != pytest.approx(base.loss, rel=1e-3)
 
 
+@pytest.mark.train
 def test_measuring_changes_nothing_and_what_is_held_out_is_another_job(fresh: Setup, tmp_path: Path) -> None:
     often = fresh.train(validation=replace(HELD_OUT, held_out_step_interval=1))
     never = fresh.moved_to(tmp_path / "never").train(validation=replace(HELD_OUT, held_out_step_interval=0))
@@ -155,10 +156,11 @@ def test_other_files_beside_the_best_weights_and_folders_in_use_stay(
     assert "step-000002 cannot be deleted now" in caplog.text
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("stop_after", [3, 5])
 def test_resumed_run_measures_and_keeps_the_same(fresh: Setup, tmp_path: Path, stop_after: int) -> None:
     ema = CheckpointSettings(use_ema=True, ema_decay=0.9)
-    whole = fresh.train(validation=HELD_OUT, checkpoints=ema)
+    whole = fresh.trained(validation=HELD_OUT, checkpoints=ema)
     other = fresh.moved_to(tmp_path / "stopped")
     asked = 0
 
@@ -207,8 +209,9 @@ def _die_at(step: int) -> Any:
     return emit_progress
 
 
+@pytest.mark.train
 def test_stop_during_a_measurement_keeps_the_step_and_makes_up_for_it(fresh: Setup, tmp_path: Path) -> None:
-    whole = fresh.train(validation=HELD_OUT)
+    whole = fresh.trained(validation=HELD_OUT)
     other = fresh.moved_to(tmp_path / "stopped")
     batches = NUM_DRAWS  # of the base, both pictures in one batch
     with pytest.raises(StopTraining):
@@ -221,6 +224,7 @@ def test_stop_during_a_measurement_keeps_the_step_and_makes_up_for_it(fresh: Set
     assert [line.get("held_out") for line in lines[0]] == [line.get("held_out") for line in lines[1]]
 
 
+@pytest.mark.train
 def test_full_training_measures_the_base_before_it_is_gone(fresh: Setup, tmp_path: Path) -> None:
     whole = train_full(fresh, validation=HELD_OUT)
     other = fresh.moved_to(tmp_path / "stopped")

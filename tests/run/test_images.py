@@ -17,7 +17,7 @@ from lumina2_trainer.trainer_core.training.settings import CheckpointSettings
 from lumina2_trainer.trainer_core.validation.settings import ValidateSettings, ValidationSettings
 from PIL import Image
 
-from ..full_setup import train_full
+from ..full_setup import TRAIN_FULL, train_full
 from ..training_setup import PROMPTS, TRAIN, Setup
 from .test_train import StopAfter
 
@@ -87,6 +87,7 @@ def test_unconditional_picture_is_the_bare_prompt_without_guidance(fresh: Setup)
     assert all(np.array_equal(pixels(a), pixels(b)) for a, b in zip(*drawn, strict=True))
 
 
+@pytest.mark.train
 def test_base_is_drawn_once_and_again_when_prompts_change(fresh: Setup) -> None:
     settings = replace(ALL, every_num_steps=2)
     with pytest.raises(StopTraining):
@@ -101,11 +102,13 @@ def test_base_is_drawn_once_and_again_when_prompts_change(fresh: Setup) -> None:
     assert (base / "00-64x96.png").stat().st_mtime_ns == written
 
 
+@pytest.mark.train
 def test_full_training_draws_the_base_before_it_changes(
     fresh: Setup, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    result = train_full(fresh, validation=ALL)
-    folder = Path(result.model.base_path).parent.parent / "samples" / "step-000006"
+    short = replace(TRAIN_FULL, steps=3)
+    result = train_full(fresh, short, validation=ALL)
+    folder = Path(result.model.base_path).parent.parent / "samples" / "step-000003"
     base = caches.validate(
         ValidateSettings(prompts="a red square", **SETTINGS), model=fresh.model, context=fresh.context
     )
@@ -113,14 +116,14 @@ def test_full_training_draws_the_base_before_it_changes(
         assert np.array_equal(pixels(path), pixels(folder / f"{path.stem}_base.png"))
     late = fresh.moved_to(tmp_path / "late")
     with pytest.raises(StopTraining):
-        train_full(late.with_stop(StopAfter(3)), validation=replace(ALL, draw_base=False))
-    images = train_full(late, validation=ALL).validation_images
+        train_full(late.with_stop(StopAfter(2)), short, validation=replace(ALL, draw_base=False))
+    images = train_full(late, short, validation=ALL).validation_images
     assert "draw_base was turned on after training began" in caplog.text
     assert not [path for path in images if "_base" in path.name]
 
 
 def test_validate_puts_the_base_beside_the_adapter(fresh: Setup) -> None:
-    adapter = fresh.train().adapter
+    adapter = fresh.trained().adapter
     settings = ValidateSettings(prompts="a red square", draw_base=True, **SETTINGS)
     images = caches.validate(settings, model=fresh.model, adapter=adapter, context=fresh.context).images
     assert [path.stem for path in images[:2]] == ["00-64x96", "00-64x96_base"]
@@ -137,7 +140,7 @@ def test_library_names_the_pictures_of_a_run_and_is_written_into_its_job(fresh: 
     settings = replace(PROMPTS, prompts="", prompt_library="library.json")
     result = with_prompts(fresh, settings).train(validation=settings)
     assert [path.name for path in result.validation_images] == ["00-warm.png", "01-cold.png"]
-    typed = fresh.moved_to(fresh.context.output_dir / "typed").train(validation=PROMPTS)
+    typed = fresh.moved_to(fresh.context.output_dir / "typed").trained(validation=PROMPTS)
     for named, plain in zip(result.validation_images, typed.validation_images, strict=True):
         assert np.array_equal(pixels(named), pixels(plain))
     job = json.loads((Path(result.adapter.run_dir) / "job.json").read_text())

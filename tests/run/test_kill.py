@@ -8,11 +8,14 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 from lumina2_trainer.trainer_core.cli.main import main
 from safetensors.torch import load_file
 
 from ..training_setup import Setup
+
+pytestmark = pytest.mark.process
 
 
 def write_workflow(folder: Path) -> Path:

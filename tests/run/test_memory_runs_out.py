@@ -27,6 +27,7 @@ def whole(tmp_path_factory: pytest.TempPathFactory):
         yield found
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("moment", range(NUM_MOMENTS))
 def test_whenever_memory_runs_out_the_result_is_the_same(whole, tmp_path: Path, moment: int) -> None:
     setup, expected, num_requests = whole

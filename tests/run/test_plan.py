@@ -33,11 +33,13 @@ def fresh(shared: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Set
 
 
 def predict(setup: Setup, folder: str, **options: object) -> float:
-    """Seconds that a run of these options is said to take."""
+    """Seconds that a run of these options is said to take; it is stopped before its first step."""
     events: list[Event] = []
     context: StepContext = setup.context
     settings = options.pop("train", TRAIN)
-    setup.moved_to(context.output_dir / folder).with_events(events).train(settings, **options)  # type: ignore[arg-type]
+    stopping = setup.moved_to(context.output_dir / folder).with_events(events).with_stop(lambda: True)
+    with pytest.raises(StopTraining):
+        stopping.train(settings, **options)  # type: ignore[arg-type]
     (planned,) = (event.data for event in events if event.kind == "planned")
     return planned["predicted_seconds"]
 

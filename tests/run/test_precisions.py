@@ -36,13 +36,14 @@ def with_precision(setup: Setup, precision: str) -> Setup:
 
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_training_follows_float32(fresh: Setup, precision: str) -> None:
-    exact = with_precision(fresh, "fp32").train(replace(TRAIN, run_name="exact"))
+    exact = with_precision(fresh, "fp32").trained()
     result = with_precision(fresh, precision).train(replace(TRAIN, run_name="other"))
     assert result.losses == pytest.approx(exact.losses, rel=LOSS_ERROR[precision])
     assert (result.losses == exact.losses) == (precision == "fp32")
     assert all(t.dtype == torch.float32 for t in read_adapter(Path(result.adapter.path)).tensors.values())
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("precision", QUANTIZED)
 @pytest.mark.parametrize("targets", [t for t in TARGETS if t != "pattern"])
 def test_every_target_trains_and_recomputes_on_quantised_weights(fresh: Setup, precision: str, targets: str) -> None:
@@ -55,10 +56,11 @@ def test_every_target_trains_and_recomputes_on_quantised_weights(fresh: Setup, p
     assert all(tensor.abs().sum() > 0 for name, tensor in tensors.items() if "lora_B" in name)
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("precision", QUANTIZED)
 def test_resuming_is_exact(fresh: Setup, tmp_path: Path, precision: str) -> None:
     setup = with_precision(fresh, precision)
-    whole = setup.train()
+    whole = setup.trained()
     other, asked = setup.moved_to(tmp_path / "stopped"), iter([False, False, True])
     with pytest.raises(StopTraining):
         other.with_stop(lambda: next(asked)).train()
@@ -105,7 +107,7 @@ def test_only_the_matrices_of_blocks_have_few_bits(fresh: Setup, precision: str)
 @pytest.mark.parametrize("precision", QUANTIZED)
 def test_merged_adapter_has_the_effect_it_has_beside_float32(fresh: Setup, precision: str) -> None:
     """Small enough that adding it to quantised weights would round it away."""
-    trained = fresh.train(replace(TRAIN, learning_rate=1e-3), adapter_settings=LoRASettings(targets="all_linear"))
+    trained = fresh.trained(replace(TRAIN, learning_rate=1e-3), adapter_settings=LoRASettings(targets="all_linear"))
     tensors = read_adapter(Path(trained.adapter.path)).tensors
 
     def effect(name: str) -> Tensor:
@@ -120,7 +122,7 @@ def test_merged_adapter_has_the_effect_it_has_beside_float32(fresh: Setup, preci
 @pytest.mark.parametrize("precision", QUANTIZED)
 def test_prompts_are_drawn_with_and_without_the_adapter(fresh: Setup, precision: str) -> None:
     setup = with_precision(fresh, precision)
-    trained = setup.train()
+    trained = setup.trained()
     settings = ValidateSettings(prompts="a red square", width=64, height=64, num_inference_steps=2)
     pictures = [
         caches.validate(settings, model=setup.model, adapter=adapter, context=setup.context).images[0].read_bytes()

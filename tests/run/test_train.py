@@ -52,7 +52,7 @@ def test_training_lowers_the_loss_on_its_own_samples(fresh: Setup) -> None:
 @pytest.mark.parametrize("stop_after", [1, 3, 5])
 def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(fresh: Setup, tmp_path: Path, stop_after: int) -> None:
     settings = {"optimizer_settings": OptimizerSettings(lr_schedule="cosine", num_warmup_steps=2)}
-    whole = fresh.train(**settings)
+    whole = fresh.trained(**settings)
     other = fresh.moved_to(tmp_path / "stopped")
     with pytest.raises(StopTraining):
         other.with_stop(StopAfter(stop_after)).train(**settings)
@@ -64,7 +64,7 @@ def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(fresh: Setup, tmp_
 
 
 def test_log_beyond_the_last_checkpoint_is_redone(fresh: Setup, tmp_path: Path) -> None:
-    whole = fresh.train()
+    whole = fresh.trained()
     other = fresh.moved_to(tmp_path / "killed")
     with pytest.raises(StopTraining):
         other.with_stop(StopAfter(4)).train()
@@ -96,7 +96,7 @@ def test_finished_job_returns_at_once_and_a_changed_one_starts_anew(
 
 
 def test_how_a_run_is_watched_does_not_start_a_new_one(fresh: Setup) -> None:
-    first = fresh.train()
+    first = fresh.trained()
     watched = fresh.train(
         replace(TRAIN, gradient_checkpointing=True),
         checkpoints=CheckpointSettings(checkpoint_step_interval=2),
@@ -120,7 +120,7 @@ def test_accumulated_batches_equal_one_large_batch(fresh: Setup) -> None:
 
 
 def test_recomputation_gives_the_same_result(fresh: Setup) -> None:
-    plain = fresh.train(replace(TRAIN, run_name="plain"))
+    plain = fresh.trained()
     recomputed = fresh.moved_to(fresh.context.output_dir / "again").train(
         replace(TRAIN, run_name="recomputed", gradient_checkpointing=True)
     )
@@ -128,7 +128,7 @@ def test_recomputation_gives_the_same_result(fresh: Setup) -> None:
 
 
 def test_bfloat16_follows_float32(fresh: Setup) -> None:
-    exact = fresh.train(replace(TRAIN, run_name="exact"))
+    exact = fresh.trained()
     model = replace(fresh.model, precision="bf16")
     rounded = replace(fresh, model=model).train(replace(TRAIN, run_name="rounded"))
     assert rounded.losses == pytest.approx(exact.losses, rel=0.05)
@@ -166,7 +166,7 @@ def test_non_finite_loss_stops_with_step_and_files_and_keeps_the_work(
 
 
 def test_any_error_keeps_the_finished_steps(fresh: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    whole = fresh.moved_to(fresh.context.output_dir / "whole").train()
+    whole = fresh.moved_to(fresh.context.output_dir / "whole").trained()
     true_step = TrainingSession.train_step
 
     def out_of_memory(self: TrainingSession):
@@ -219,7 +219,7 @@ def test_log_and_job_tell_what_was_done(fresh: Setup) -> None:
 
 
 def test_metadata_names_what_managers_read_and_no_paths(fresh: Setup) -> None:
-    result = fresh.train()
+    result = fresh.trained()
     metadata = read_adapter(Path(result.adapter.path)).metadata
     assert metadata["ss_network_dim"] == "2"
     assert metadata["lumina2_trainer.alpha"] == "3.0"
@@ -258,7 +258,7 @@ def test_two_processes_cannot_train_the_same_run(fresh: Setup) -> None:
 def test_pictures_of_another_validation_of_the_same_step_do_not_mix(fresh: Setup) -> None:
     import shutil
 
-    first = fresh.train(validation=PROMPTS)
+    first = fresh.trained(validation=PROMPTS)
     assert len(first.validation_images) == 2
     for name in ("final", "checkpoints"):
         shutil.rmtree(Path(first.adapter.run_dir) / name)
@@ -273,7 +273,7 @@ def test_resume_is_exact_with_dropout_and_accumulation(fresh: Setup, tmp_path: P
         "adapter_settings": LoRASettings(dropout=0.5),
         "optimizer_settings": OptimizerSettings(gradient_accumulation_steps=2),
     }
-    whole = fresh.train(**settings)
+    whole = fresh.trained(**settings)
     other = fresh.moved_to(tmp_path / "stopped")
     with pytest.raises(StopTraining):
         other.with_stop(StopAfter(3)).train(**settings)
@@ -283,7 +283,7 @@ def test_resume_is_exact_with_dropout_and_accumulation(fresh: Setup, tmp_path: P
 
 
 def test_whole_numbers_from_the_canvas_name_the_same_job(fresh: Setup) -> None:
-    first = fresh.train(replace(TRAIN, alpha=3.0))
+    first = fresh.trained(replace(TRAIN, alpha=3.0))
     assert fresh.train(replace(TRAIN, alpha=3)).adapter.run_dir == first.adapter.run_dir
 
 
@@ -298,7 +298,7 @@ def test_log_cut_inside_a_character_does_not_block_resuming(fresh: Setup) -> Non
 def test_other_prompts_of_a_finished_run_are_not_passed_over_in_silence(
     fresh: Setup, caplog: pytest.LogCaptureFixture
 ) -> None:
-    fresh.train(validation=PROMPTS)
+    fresh.trained(validation=PROMPTS)
     fresh.train(validation=PROMPTS)
     assert "draw new ones with Validate" not in caplog.text
     fresh.train(validation=replace(PROMPTS, prompts="a red square"))

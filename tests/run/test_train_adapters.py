@@ -43,11 +43,12 @@ def tensors_of(result: TrainResult) -> dict[str, Tensor]:
     return read_adapter(Path(result.adapter.path)).tensors
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("case", RESUMED)
 def test_every_kind_resumes_exactly(fresh: Setup, tmp_path: Path, case: str) -> None:
     precision, settings = RESUMED[case]
     setup = replace(fresh, model=replace(fresh.model, precision=precision))
-    whole = setup.train(RANKED, adapter_settings=settings)
+    whole = setup.trained(RANKED, adapter_settings=settings)
     other, asked = setup.moved_to(tmp_path / "stopped"), iter([False, True])
     with pytest.raises(StopTraining):
         other.with_stop(lambda: next(asked)).train(RANKED, adapter_settings=settings)
@@ -73,7 +74,7 @@ def test_what_an_adapter_started_from_is_part_of_its_file() -> None:
 def test_pictures_are_drawn_with_every_kind_of_file(fresh: Setup) -> None:
     for settings in (LyCORISSettings(algorithm="glora"), LoRASettings(use_dora=True)):
         own = fresh.moved_to(fresh.context.output_dir / settings.kind)
-        result = own.train(RANKED, adapter_settings=settings)
+        result = own.trained(RANKED, adapter_settings=settings)
         request = ValidateSettings(prompts="a red square", width=64, height=64, num_inference_steps=1)
         drawn = caches.validate(request, model=own.model, adapter=result.adapter, context=own.context)
         assert len(drawn.images) == 1
@@ -88,7 +89,7 @@ def test_metadata_names_the_kind(fresh: Setup) -> None:
 
 
 def test_kinds_that_diffusers_cannot_load_are_refused_there(fresh: Setup) -> None:
-    result = fresh.train(RANKED, adapter_settings=LyCORISSettings())
+    result = fresh.trained(RANKED, adapter_settings=LyCORISSettings())
     for format in ("diffusers", "both"):
         settings = caches.SaveAdapterSettings(name="unfit", format=format)
         with pytest.raises(TrainerError, match="diffusers loads only plain LoRAs, but this adapter has lokr_w"):
@@ -99,7 +100,7 @@ def test_kinds_that_diffusers_cannot_load_are_refused_there(fresh: Setup) -> Non
 
 
 def test_saving_keeps_row_lengths_in_float32(fresh: Setup) -> None:
-    result = fresh.train(RANKED, adapter_settings=LoRASettings(use_dora=True))
+    result = fresh.trained(RANKED, adapter_settings=LoRASettings(use_dora=True))
     (path,) = caches.save_adapter(
         caches.SaveAdapterSettings(dtype="bf16"), adapter=result.adapter, context=fresh.context
     )
@@ -117,7 +118,7 @@ def with_start(setup: Setup, tensors: dict[str, Tensor], name: str = "start.safe
 
 
 def test_training_goes_on_from_a_file(fresh: Setup) -> None:
-    first = fresh.train(RANKED)
+    first = fresh.trained(RANKED)
     setup = with_start(fresh, tensors_of(first)).moved_to(fresh.context.output_dir / "next")
     settings = replace(RANKED, learning_rate=0.0)
     anew = setup.moved_to(setup.context.output_dir / "anew").train(settings)
@@ -206,7 +207,7 @@ def test_lycoris_training_goes_on_from_a_file(fresh: Setup) -> None:
     assert going_on.losses[0] != first.losses[0]
     for name, tensor in tensors_of(first).items():
         torch.testing.assert_close(tensors_of(going_on)[name], tensor)
-    lora = with_start(fresh, tensors_of(fresh.train(RANKED))).moved_to(fresh.context.output_dir / "other")
+    lora = with_start(fresh, tensors_of(fresh.trained(RANKED))).moved_to(fresh.context.output_dir / "other")
     with pytest.raises(
         TrainerError, match=r"holds lora for .*, but algorithm is lokr: choose algorithm locon or dylora"
     ):

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file
 
-from ..full_setup import TRAIN_FULL, train_full
+from ..full_setup import TRAIN_FULL, train_full, trained_full
 from ..lumina2.tiny_models import CPU, TINY
 from ..training_setup import PROMPTS, TRAIN, Setup
 from .test_train import StopAfter, assert_equal_tensors, log_of
@@ -34,6 +34,7 @@ def with_precision(setup: Setup, precision: str) -> Setup:
     return replace(setup, model=replace(setup.model, precision=precision))
 
 
+@pytest.mark.train
 @pytest.mark.parametrize(
     ("precision", "optimizer"),
     [("fp32", "adamw"), ("fp32", "adamw8bit"), ("bf16", "adamw8bit"), ("bf16", "adamw_bf16"), ("bf16", "lion")],
@@ -45,6 +46,7 @@ def test_training_lowers_the_loss_on_its_own_samples(fresh: Setup, precision: st
     assert losses[-8:].mean() < 0.6 * losses[:4].mean()
 
 
+@pytest.mark.train
 def test_optimizers_and_precisions_learn_alike(fresh: Setup) -> None:
     settings = replace(TRAIN_FULL, steps=8, learning_rate=1e-3)
     free = OptimizerSettings(max_grad_norm=0.0)
@@ -55,23 +57,26 @@ def test_optimizers_and_precisions_learn_alike(fresh: Setup) -> None:
     assert rounded.losses == pytest.approx(exact.losses, rel=0.1)
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("precision", ["fp32", "bf16"])
 def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(fresh: Setup, tmp_path: Path, precision: str) -> None:
     settings = {"optimizer_settings": OptimizerSettings(lr_schedule="cosine", gradient_accumulation_steps=2)}
     setup = with_precision(fresh, precision)
-    whole = train_full(setup, **settings)
+    short = replace(TRAIN_FULL, steps=4)
+    whole = train_full(setup, short, **settings)
     other = setup.moved_to(tmp_path / "stopped")
     with pytest.raises(StopTraining):
-        train_full(other.with_stop(StopAfter(3)), **settings)
+        train_full(other.with_stop(StopAfter(2)), short, **settings)
     # Where the state lies changes nothing, so a run may go on with it elsewhere.
     settings["optimizer_settings"] = replace(settings["optimizer_settings"], optimizer_state="host")
-    resumed = train_full(other, **settings)
+    resumed = train_full(other, short, **settings)
     assert resumed.losses == whole.losses
     assert_equal_tensors(load_file(whole.model.base_path), load_file(resumed.model.base_path))
 
 
+@pytest.mark.train
 def test_recomputation_gives_the_same_result(fresh: Setup) -> None:
-    plain = train_full(fresh)
+    plain = trained_full(fresh)
     recomputed = train_full(
         fresh.moved_to(fresh.context.output_dir / "again"), replace(TRAIN_FULL, gradient_checkpointing=True)
     )
@@ -79,7 +84,7 @@ def test_recomputation_gives_the_same_result(fresh: Setup) -> None:
 
 
 def test_every_weight_moves(fresh: Setup) -> None:
-    trained = load_file(train_full(fresh).model.base_path)
+    trained = load_file(trained_full(fresh).model.base_path)
     base = load_transformer(Path(fresh.model.base_path), device=CPU, dtype=torch.float32).state_dict()
     assert trained.keys() == base.keys()
     assert [name for name in base if torch.equal(trained[name], base[name])] == []
@@ -131,6 +136,7 @@ def test_finished_job_returns_at_once(fresh: Setup) -> None:
     assert events[-1].data == {"step": 6, "model": "final/model.safetensors", "reused": True}
 
 
+@pytest.mark.train
 def test_trained_model_is_validated_and_trained_again_as_any_base(fresh: Setup) -> None:
     trained = train_full(fresh, validation=PROMPTS)
     assert len(trained.validation_images) == 2
@@ -152,10 +158,11 @@ def test_trained_model_is_validated_and_trained_again_as_any_base(fresh: Setup) 
     )
 
 
+@pytest.mark.train
 def test_non_finite_loss_updates_nothing_and_keeps_the_work(fresh: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
     from lumina2_trainer.trainer_core.training import session as session_module
 
-    whole = train_full(fresh.moved_to(fresh.context.output_dir / "whole"))
+    whole = trained_full(fresh.moved_to(fresh.context.output_dir / "whole"))
     true_loss, calls = session_module.flow_matching_loss, []
 
     def poisoned(*arguments):
@@ -171,12 +178,13 @@ def test_non_finite_loss_updates_nothing_and_keeps_the_work(fresh: Setup, monkey
     assert train_full(fresh).losses == whole.losses
 
 
+@pytest.mark.train
 def test_gradient_that_is_not_finite_sends_the_run_back_to_its_checkpoint(
     fresh: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     from lumina2_trainer.trainer_core.training.optim.rounded_adamw import RoundedAdamW
 
-    whole = train_full(fresh.moved_to(fresh.context.output_dir / "whole"))
+    whole = trained_full(fresh.moved_to(fresh.context.output_dir / "whole"))
     true_update, calls = RoundedAdamW.step_parameter, []
 
     def poisoned(self, parameter, guard=None):

@@ -33,6 +33,7 @@ RAMP = RolloutSettings(
 OFTEN = RolloutSettings(probability=0.7, max_step_offset=300)
 
 
+@pytest.mark.train
 def test_a_run_with_a_rollout_lowers_the_loss(fresh: Setup) -> None:
     train = replace(TRAIN, steps=60, batch_size=4, learning_rate=3e-3, caption_dropout=0.0)
     result = fresh.train(train, rollout=OFTEN)
@@ -42,6 +43,7 @@ def test_a_run_with_a_rollout_lowers_the_loss(fresh: Setup) -> None:
     assert 0.6 < sum(numbers) / 240 < 0.8
 
 
+@pytest.mark.train
 @pytest.mark.parametrize("adapter", [LoRASettings(dropout=0.3), LyCORISSettings(algorithm="lokr", dropout=0.3)])
 def test_stopped_and_resumed_equals_uninterrupted_bit_for_bit(fresh: Setup, tmp_path: Path, adapter: object) -> None:
     sockets = {
@@ -76,7 +78,7 @@ def test_accumulated_batches_equal_one_large_batch(fresh: Setup) -> None:
 
 
 def test_it_acts_from_start_step_on_and_before_that_nothing_differs(fresh: Setup) -> None:
-    plain = fresh.train(replace(TRAIN, run_name="plain"))
+    plain = fresh.trained()
     late = fresh.train(
         replace(TRAIN, run_name="late"), rollout=RolloutSettings(start_step=4, probability=1.0, max_step_offset=300)
     )
@@ -89,7 +91,7 @@ def test_it_acts_from_start_step_on_and_before_that_nothing_differs(fresh: Setup
 def test_without_a_rollout_none_of_its_code_runs_and_the_job_is_the_same(
     fresh: Setup, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    first = fresh.train()
+    first = fresh.trained()
     identity = json.loads((Path(first.adapter.run_dir) / "job.json").read_text())
     assert identity["rollout"] is None
 

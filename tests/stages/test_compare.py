@@ -24,7 +24,7 @@ SAMPLER = {"prompts": "a red square\na blue square", "width": 64, "height": 64, 
 
 def trained(setup: Setup) -> Adapter:
     checkpoints = CheckpointSettings(checkpoint_step_interval=2, num_checkpoints_kept=5)
-    return setup.train(replace(TRAIN, learning_rate=0.05), checkpoints=checkpoints).adapter
+    return setup.trained(replace(TRAIN, learning_rate=0.05), checkpoints=checkpoints).adapter
 
 
 def draw(setup: Setup, adapter: Adapter, **changes: object) -> Comparison:
@@ -61,7 +61,7 @@ def test_pictures_are_those_of_validate(fresh: Setup) -> None:
 
 
 def test_running_average_is_offered_where_there_is_one(fresh: Setup) -> None:
-    adapter = fresh.train(checkpoints=CheckpointSettings(use_ema=True)).adapter
+    adapter = fresh.trained(checkpoints=CheckpointSettings(use_ema=True)).adapter
     found = find_checkpoints("all", adapter)
     assert list(found) == ["final", "ema"]
     assert Path(found["ema"].path).name == "adapter_ema.safetensors"

@@ -141,7 +141,7 @@ def test_inline_batches_start_no_thread() -> None:
 def test_a_run_with_batches_built_ahead_equals_one_without(
     fresh: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    inline = fresh.train()
+    inline = fresh.trained()
     sessions: list[weakref.ref[object]] = []
     threads_before = threading.active_count()
 

@@ -20,6 +20,8 @@ from ...publish.hub_server import OWNER, HubServer
 from ...validation.tiny_clip import write_tiny_clip
 from .quickstart_files import LOKR, QUICKSTART, write_files
 
+pytestmark = pytest.mark.process
+
 TOKEN = "hf_OfTheQuickstart"
 SMALL = {
     "Lumina2DatasetFolder.resolution": 128,

@@ -49,6 +49,7 @@ def test_channels_and_layers_are_inferred(channels: tuple[int, ...], layers: int
     assert vae.dtype == torch.bfloat16
 
 
+@pytest.mark.process
 def test_a_check_needs_no_diffusers(tmp_path: Path) -> None:
     script = (
         "import sys; from pathlib import Path; from lumina2_trainer.trainer_core.lumina2.encoders.vae import check_vae;"

@@ -260,6 +260,7 @@ print(peak() - before)
 """
 
 
+@pytest.mark.process
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="Linux tells a process its peak memory in /proc")
 def test_loading_holds_no_second_copy(tmp_path: Path) -> None:
     config = dataclasses.replace(

@@ -15,6 +15,8 @@ import pytest
 import torch
 from lumina2_trainer.trainer_core.lumina2.ops.ops import has_triton
 
+pytestmark = pytest.mark.process
+
 
 @pytest.mark.skipif(not has_triton(), reason="triton is not installed")
 @pytest.mark.parametrize(("script", "count"), [("compare_fused_ops.py", 13), ("compare_feed_forward.py", 19)])
