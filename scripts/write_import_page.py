@@ -1,4 +1,4 @@
-"""Writes the table of SimpleTuner's keys anew into docs/IMPORT_SIMPLETUNER.md, from the tables in the code."""
+"""Writes the table of SimpleTuner's keys anew into docs/import-simpletuner.md, from the tables in the code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from pathlib import Path
 
 from lumina2_trainer.trainer_core.importers.simpletuner.report import known_keys
 
-PAGE = Path(__file__).resolve().parent.parent / "docs" / "IMPORT_SIMPLETUNER.md"
+PAGE = Path(__file__).resolve().parent.parent / "docs" / "import-simpletuner.md"
 HEADING = "## All keys\n"
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from lumina2_trainer.trainer_core.context import PACK_DIR
 from lumina2_trainer.trainer_core.importers.simpletuner.report import known_keys
 
-PAGE = PACK_DIR / "docs" / "IMPORT_SIMPLETUNER.md"
+PAGE = PACK_DIR / "docs" / "import-simpletuner.md"
 
 
 def test_page_holds_the_table_of_all_keys() -> None:
@@ -13,4 +13,4 @@ def test_page_holds_the_table_of_all_keys() -> None:
 
 
 def test_readme_leads_to_the_page() -> None:
-    assert "docs/IMPORT_SIMPLETUNER.md" in (PACK_DIR / "README.md").read_text("utf-8")
+    assert "docs/import-simpletuner.md" in (PACK_DIR / "README.md").read_text("utf-8")
