@@ -50,7 +50,7 @@ def find_newest_run(runs_dir: Path, name: str, own: Collection[str] = ()) -> str
 def read_state(
     path: Path, live: Mapping[str, Any] | None, view_of: Callable[[Path], dict[str, str]]
 ) -> dict[str, Any] | None:
-    """State of a run, as README documents it.
+    """State of a run, as docs/api.md shows it.
 
     Args:
         path: The run's folder; it may not exist yet.

@@ -16,7 +16,7 @@ Request = Literal["save", "validate"]
 class Event:
     """One message, sent as the websocket event `lumina2_trainer.<kind>`.
 
-    README documents the fields of each kind as JSON.
+    docs/api.md shows the fields of each kind as JSON.
     """
 
     kind: EventKind

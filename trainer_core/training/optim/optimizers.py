@@ -138,7 +138,7 @@ OPTIMIZERS: dict[str, OptimizerKind] = {
         torch_class="Muon",
     ),
 }
-"""Which of them suits what is said in web/docs/Lumina2Optimizer.md, which library and why in CONTRIBUTING.md."""
+"""Which of them suits what is said in web/docs/Lumina2Optimizer.md, which library and why in docs/dependencies.md."""
 
 
 def make_optimizer(
