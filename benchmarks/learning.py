@@ -29,8 +29,9 @@ from lumina2_trainer.trainer_core.cli import demo
 from lumina2_trainer.trainer_core.context import StepContext
 from lumina2_trainer.trainer_core.errors import TrainerError
 from lumina2_trainer.trainer_core.lumina2.models.model_files import LoadSettings
-from lumina2_trainer.trainer_core.stages import caches
+from lumina2_trainer.trainer_core.stages import caches, save
 from lumina2_trainer.trainer_core.stages import train as train_steps
+from lumina2_trainer.trainer_core.stages.dataset import read_dataset_folder
 from lumina2_trainer.trainer_core.training.optim.optimizers import OPTIMIZERS
 from lumina2_trainer.trainer_core.training.rollout_settings import RolloutSettings
 from lumina2_trainer.trainer_core.training.settings import CheckpointSettings
@@ -104,7 +105,7 @@ class Demo:
         self._folder = folder
         self.context = StepContext(output_dir=folder / "output", loras_dir=folder / "loras", device=device)
         self._model = caches.load_lumina2(LoadSettings(base="demo", precision="fp32"), context=self.context)
-        dataset = caches.read_dataset_folder(demo.demo_folder("dataset"), context=self.context).dataset
+        dataset = read_dataset_folder(demo.demo_folder("dataset"), context=self.context).dataset
         self._latents = caches.cache_latents(
             caches.CacheLatentsSettings(), model=self._model, dataset=dataset, context=self.context
         )
@@ -142,8 +143,8 @@ class Demo:
             context=self.context,
         )
         seconds = (time.perf_counter() - started) / num_steps
-        settings = caches.SaveAdapterSettings(name=run_name, weights=choice.weights)
-        path = caches.save_adapter(settings, adapter=trained.adapter, context=self.context)[0]
+        settings = save.SaveAdapterSettings(name=run_name, weights=choice.weights)
+        path = save.save_adapter(settings, adapter=trained.adapter, context=self.context)[0]
         return {
             "after": self.measure(path),
             "seconds_per_step": seconds,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lumina2_trainer.trainer_core.data.buckets import bucket_for
+from lumina2_trainer.trainer_core.data.sizing import bucket_for
 from lumina2_trainer.trainer_core.lumina2.encoders.prompts import MAX_PROMPT_TOKENS
 from lumina2_trainer.trainer_core.lumina2.encoders.text_files import ALL_IN_ONE_TEXT_PREFIX, HEAD_SIZE, find_text_files
 from lumina2_trainer.trainer_core.lumina2.encoders.vae import LATENT_SCALE, LATENT_SHIFT, load_vae

@@ -24,6 +24,7 @@ from lumina2_trainer.trainer_core.context import StepContext
 from lumina2_trainer.trainer_core.lumina2.models.model_files import LoadSettings
 from lumina2_trainer.trainer_core.lumina2.quant.precision import PRECISIONS
 from lumina2_trainer.trainer_core.stages import caches, train
+from lumina2_trainer.trainer_core.stages.dataset import read_dataset_folder
 
 FIRST_SEED = 42
 MACHINE_TIMEOUT_SECONDS = 120
@@ -58,7 +59,7 @@ def measure(precision: str, num_steps: int, num_seeds: int, folder: Path) -> dic
     context = StepContext(output_dir=folder / "output", loras_dir=folder / "loras", device=device)
     model = caches.load_lumina2(LoadSettings(base="demo", precision=precision), context=context)
     held_out = demo.read_held_out(model, context)
-    dataset = caches.read_dataset_folder(demo.demo_folder("dataset"), context=context).dataset
+    dataset = read_dataset_folder(demo.demo_folder("dataset"), context=context).dataset
     latents = caches.cache_latents(caches.CacheLatentsSettings(), model=model, dataset=dataset, context=context)
     embeds = caches.cache_text_embeds(
         caches.CacheTextEmbedsSettings(system_prompt="none"), model=model, dataset=dataset, context=context

@@ -27,6 +27,7 @@ from lumina2_trainer.trainer_core.lumina2.models.model_files import LoadSettings
 from lumina2_trainer.trainer_core.run.job import TrainLoRASettings
 from lumina2_trainer.trainer_core.run.recorder import Recorder
 from lumina2_trainer.trainer_core.stages import caches, train
+from lumina2_trainer.trainer_core.stages.dataset import read_dataset_folder
 from lumina2_trainer.trainer_core.training.session import TrainingSession
 
 LARGEST_SHARE = 0.02
@@ -61,7 +62,7 @@ def measure_reporting(folder: Path, num_steps: int) -> dict[str, Any]:
 
     context = StepContext(output_dir=folder / "output", loras_dir=folder / "loras", device=device, emit=emit)
     model = caches.load_lumina2(LoadSettings(base="demo", precision="bf16"), context=context)
-    dataset = caches.read_dataset_folder(demo.demo_folder("dataset"), context=context).dataset
+    dataset = read_dataset_folder(demo.demo_folder("dataset"), context=context).dataset
     latents = caches.cache_latents(caches.CacheLatentsSettings(), model=model, dataset=dataset, context=context)
     embeds = caches.cache_text_embeds(
         caches.CacheTextEmbedsSettings(system_prompt="none"), model=model, dataset=dataset, context=context

@@ -7,7 +7,7 @@ import statistics
 from collections.abc import Sequence
 
 import torch
-from lumina2_trainer.trainer_core.data.buckets import Bucket, list_buckets
+from lumina2_trainer.trainer_core.data.sizing import Bucket, list_buckets
 from lumina2_trainer.trainer_core.lumina2.network.layout import MAX_CAPTION_TOKENS
 
 from .material import Sample, make_sample

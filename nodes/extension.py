@@ -9,39 +9,23 @@ class Lumina2TrainerExtension(ComfyExtension):
     """Called by ComfyUI once, while it starts."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        from . import (
-            caches,
-            caption_table,
-            compare,
-            dataset,
-            dataset_from_images,
-            inference,
-            load,
-            publish_nodes,
-            routes,
-            save_adapter,
-            save_model,
-            settings_nodes,
-            train_full,
-            train_lora,
-            validate,
-        )
+        from . import caches, caption_table, dataset, load, routes, save_adapter, settings_nodes, train_lora, validate
 
         routes.add_routes()
         return [
             load.LoadLumina2,
             dataset.DatasetFolder,
-            dataset_from_images.DatasetFromImages,
+            dataset.DatasetFromImages,
             caption_table.CaptionTable,
             caches.CacheLatents,
             caches.CacheTextEmbeds,
             train_lora.TrainLoRA,
-            train_full.TrainFullModel,
+            train_lora.TrainFullModel,
             validate.Validate,
-            compare.Compare,
+            validate.Compare,
             save_adapter.SaveAdapter,
-            save_model.SaveModel,
-            inference.Lumina2ForInference,
+            save_adapter.SaveModel,
+            load.Lumina2ForInference,
             settings_nodes.LoRASettings,
             settings_nodes.LyCORISSettings,
             settings_nodes.OptimizerSettings,
@@ -49,6 +33,6 @@ class Lumina2TrainerExtension(ComfyExtension):
             settings_nodes.ValidationPrompts,
             settings_nodes.Checkpoints,
             settings_nodes.Rollout,
-            publish_nodes.Tracking,
-            publish_nodes.HubUpload,
+            settings_nodes.Tracking,
+            settings_nodes.HubUpload,
         ]

@@ -1,10 +1,12 @@
-"""Notices that what a cached node output points to has been deleted or damaged."""
+"""Notices that files changed: what a cached node output points to is gone or damaged, or a prompt library edited."""
 
 from __future__ import annotations
 
 import threading
 from collections import Counter, defaultdict
 from pathlib import Path
+
+from ..trainer_core.errors import TrainerError
 
 
 class FileWatch:
@@ -86,3 +88,16 @@ def _watch_named(kind: str, name: str, path: str) -> None:
 def _topic(kind: str, name: str | None) -> str:
     """Of what has this name; of all of the kind if the name is unknown."""
     return f"{kind} {name or ''}"
+
+
+def fingerprint_prompt_library(path: str | None) -> str:
+    """Changes when the file does; empty if there is none, or one that the step itself will refuse."""
+    from . import host  # here, for nothing else in this file needs ComfyUI
+
+    if not path or not path.strip():
+        return ""
+    try:
+        stat = host.build_context().resolve_inside_roots(path.strip(), "prompt_library").stat()
+    except (TrainerError, OSError):
+        return ""
+    return f"{stat.st_size}:{stat.st_mtime_ns}"

@@ -18,6 +18,7 @@ from server import PromptServer
 from ..trainer_core.context import RUNS_FOLDER, StepContext
 from ..trainer_core.data.folder import DEMO_FOLDER
 from ..trainer_core.data.listing import fingerprint_dataset_folder
+from ..trainer_core.device import preserved_torch_state
 from ..trainer_core.errors import CacheDamagedError, StopTraining, TrainerError
 from ..trainer_core.events import Event, Request
 from ..trainer_core.lumina2.models.base_files import (
@@ -30,11 +31,9 @@ from ..trainer_core.lumina2.models.base_files import (
 )
 from ..trainer_core.run.child import run_in_child
 from ..trainer_core.socket_json import from_json, to_json
-from ..trainer_core.torch_state import preserved_torch_state
 from ..trainer_core.workflow.nodes import NODE_STEPS
 from .file_watch import FILES
-from .live_runs import RUNS, Status
-from .throttle import Throttle
+from .live_runs import RUNS, Status, Throttle
 
 MODEL_KINDS = tuple(dict.fromkeys((*BASE_KINDS, *TEXT_ENCODER_KINDS, *VAE_KINDS, "loras")))
 DATASETS_KIND = "lumina2_datasets"

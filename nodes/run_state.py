@@ -13,8 +13,7 @@ from PIL import Image
 
 from ..trainer_core.run.folder import RunFolder, is_step
 from ..trainer_core.run.job import RESERVED_RUN_NAMES
-from ..trainer_core.run_names import list_step_folders, step_of
-from ..trainer_core.weight_names import BASE, LIVE, weights_of
+from ..trainer_core.run_names import BASE, LIVE, list_step_folders, step_of, weights_of
 
 MAX_CURVE_POINTS = 500
 NUM_RECENT_STEPS = 20

@@ -9,12 +9,13 @@ from comfy_api.latest import io
 from ..trainer_core.adapters.lora import LoRASettings as LoRASettingsValues
 from ..trainer_core.adapters.lycoris_settings import LyCORISSettings as LyCORISSettingsValues
 from ..trainer_core.lumina2.timesteps import NoiseSettings
+from ..trainer_core.publish.settings import HubSettings, TrackingSettings
+from ..trainer_core.training.optim.settings import OptimizerSettings as OptimizerSettingsValues
 from ..trainer_core.training.rollout_settings import RolloutSettings
 from ..trainer_core.training.settings import CheckpointSettings
-from ..trainer_core.training.settings import OptimizerSettings as OptimizerSettingsValues
 from ..trainer_core.validation.settings import ValidationSettings
 from . import host, sockets
-from .prompt_library import fingerprint_prompt_library
+from .file_watch import fingerprint_prompt_library
 from .widgets import build_widgets, check_widgets
 
 CATEGORY = "Lumina2 Trainer/settings"
@@ -229,3 +230,57 @@ class Rollout(io.ComfyNode):
     def execute(cls, **widgets: Any) -> io.NodeOutput:
         with host.readable_errors():
             return io.NodeOutput(RolloutSettings(**widgets))
+
+
+class Tracking(io.ComfyNode):
+    """Where a run's numbers and pictures go."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Lumina2Tracking",
+            display_name="Tracking (Lumina2)",
+            category=CATEGORY,
+            description=(
+                "Sends losses, speed, memory, settings and validation pictures to an experiment tracker. A tracker that"
+                " fails never stops a run. For a Train node."
+            ),
+            inputs=build_widgets(TrackingSettings),
+            outputs=[sockets.Tracking.Output(display_name="tracking", tooltip="For tracking of a Train node.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, **widgets: Any) -> bool:
+        return check_widgets(TrackingSettings, widgets)
+
+    @classmethod
+    def execute(cls, **widgets: Any) -> io.NodeOutput:
+        with host.readable_errors():
+            return io.NodeOutput(TrackingSettings(**widgets))
+
+
+class HubUpload(io.ComfyNode):
+    """Where a run's weights go."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="Lumina2HubUpload",
+            display_name="Hub Upload (Lumina2)",
+            category=CATEGORY,
+            description=(
+                "Sends weights, validation pictures and a model card to huggingface.co, privately unless you say"
+                " otherwise. A failed upload never stops a run; queue the finished job again to send what is missing."
+            ),
+            inputs=build_widgets(HubSettings),
+            outputs=[sockets.Hub.Output(display_name="hub", tooltip="For hub of a Train node.")],
+        )
+
+    @classmethod
+    def validate_inputs(cls, **widgets: Any) -> bool:
+        return check_widgets(HubSettings, widgets)
+
+    @classmethod
+    def execute(cls, **widgets: Any) -> io.NodeOutput:
+        with host.readable_errors():
+            return io.NodeOutput(HubSettings(**widgets))

@@ -29,7 +29,7 @@ from demo_model.training import Trainer, TrainingSettings
 from demo_model.vocabulary import load_vocabulary, train_vocabulary
 from diffusers import AutoencoderKL
 from lumina2_trainer.trainer_core.lumina2.encoders.prompts import SYSTEM_PROMPTS
-from lumina2_trainer.trainer_core.lumina2.patches import patchify
+from lumina2_trainer.trainer_core.lumina2.network.layout import patchify
 from torch import Tensor
 
 logger = logging.getLogger("make_demo_model")

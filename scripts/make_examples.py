@@ -22,7 +22,9 @@ from lumina2_trainer.trainer_core.lumina2.models.model_files import LoadSettings
 from lumina2_trainer.trainer_core.run.job import TrainFullSettings, TrainLoRASettings
 from lumina2_trainer.trainer_core.stages import caches
 from lumina2_trainer.trainer_core.stages.compare import CompareSettings
-from lumina2_trainer.trainer_core.training.settings import CheckpointSettings, OptimizerSettings
+from lumina2_trainer.trainer_core.stages.save import SaveAdapterSettings, SaveModelSettings
+from lumina2_trainer.trainer_core.training.optim.settings import OptimizerSettings
+from lumina2_trainer.trainer_core.training.settings import CheckpointSettings
 from lumina2_trainer.trainer_core.validation.settings import ValidationSettings
 from lumina2_trainer.trainer_core.workflow.canvas import Graph, graph_content
 
@@ -69,10 +71,10 @@ def graph_of(example: Example) -> Graph:
     small = {"steps": 12, "batch_size": 8, "run_name": example.run_name}
     if example.is_full:
         train: Any = TrainFullSettings(**{**small, "learning_rate": 2e-4, **example.train})
-        save: Any = caches.SaveModelSettings(name=example.run_name)
+        save: Any = SaveModelSettings(name=example.run_name)
     else:
         train = TrainLoRASettings(**{**small, "learning_rate": 1e-3, **example.train})
-        save = caches.SaveAdapterSettings(name=example.run_name)
+        save = SaveAdapterSettings(name=example.run_name)
     settings = {
         "model": LoadSettings(base="demo", precision=example.precision),
         "validation": DEMO_PROMPTS,

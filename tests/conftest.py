@@ -101,12 +101,12 @@ def setup(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
 
     The machine's rate, which every run measures to say how long it will take, is measured once.
     """
-    from lumina2_trainer.trainer_core import run_time
+    from lumina2_trainer.trainer_core.run import plan
 
     from .training_setup import make_setup
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(run_time, "measure_rate", functools.cache(run_time.measure_rate))
+        patch.setattr(plan, "measure_rate", functools.cache(plan.measure_rate))
         yield make_setup(tmp_path_factory.mktemp("setup"))
 
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from lumina2_trainer.trainer_core.results import TrainFullResult
 from lumina2_trainer.trainer_core.run.job import TrainFullSettings
 from lumina2_trainer.trainer_core.stages import train
+from lumina2_trainer.trainer_core.stages.train import TrainFullResult
 
 from .training_setup import Setup
 

@@ -20,10 +20,10 @@ from lumina2_trainer.trainer_core.lumina2.memory.estimate import Measures
 from lumina2_trainer.trainer_core.lumina2.memory.plan import MemoryPlan
 from lumina2_trainer.trainer_core.run.folder import RunFolder
 from lumina2_trainer.trainer_core.run.plan import RunPlan
+from lumina2_trainer.trainer_core.run_names import BASE
 from lumina2_trainer.trainer_core.settings import describe_settings
 from lumina2_trainer.trainer_core.validation.confidence import estimate_mean
 from lumina2_trainer.trainer_core.validation.held_out_log import HeldOutLine, Verdict
-from lumina2_trainer.trainer_core.weight_names import BASE
 from lumina2_trainer.trainer_core.workflow.nodes import NODE_STEPS
 
 DOCS = PACK_DIR / "docs"

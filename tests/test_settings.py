@@ -7,7 +7,8 @@ from typing import Any
 import pytest
 from lumina2_trainer.trainer_core.errors import TrainerError
 from lumina2_trainer.trainer_core.settings import check_known
-from lumina2_trainer.trainer_core.stages.caches import CacheTextEmbedsSettings, SaveAdapterSettings
+from lumina2_trainer.trainer_core.stages.caches import CacheTextEmbedsSettings
+from lumina2_trainer.trainer_core.stages.save import SaveAdapterSettings
 
 
 @pytest.mark.parametrize(

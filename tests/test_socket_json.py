@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lumina2_trainer.trainer_core.results import TrainResult
 from lumina2_trainer.trainer_core.run.job import Adapter
 from lumina2_trainer.trainer_core.socket_json import from_json, to_json
+from lumina2_trainer.trainer_core.stages.train import TrainResult
 from lumina2_trainer.trainer_core.workflow.nodes import NODE_STEPS
 
 from .training_setup import Setup

@@ -15,10 +15,11 @@ from lumina2_trainer.trainer_core.data.cache import EmbedCache, LatentCache
 from lumina2_trainer.trainer_core.data.folder import DatasetFolderSettings
 from lumina2_trainer.trainer_core.events import Event
 from lumina2_trainer.trainer_core.lumina2.models.model_files import LoadSettings, Lumina2Model
-from lumina2_trainer.trainer_core.results import TrainFullResult, TrainResult
 from lumina2_trainer.trainer_core.run.job import TrainLoRASettings
 from lumina2_trainer.trainer_core.stages import caches
 from lumina2_trainer.trainer_core.stages import train as train_steps
+from lumina2_trainer.trainer_core.stages.dataset import read_dataset_folder
+from lumina2_trainer.trainer_core.stages.train import TrainFullResult, TrainResult
 from lumina2_trainer.trainer_core.validation.settings import ValidationSettings
 from PIL import Image
 
@@ -125,7 +126,7 @@ def make_setup(folder: Path, folders: Sequence[DatasetFolderSettings] = (PICTURE
     model = caches.load_lumina2(LoadSettings(base="tiny.safetensors", precision="fp32"), context=context)
     dataset = None
     for settings in folders:
-        dataset = caches.read_dataset_folder(settings, dataset=dataset, context=context).dataset
+        dataset = read_dataset_folder(settings, dataset=dataset, context=context).dataset
     assert dataset is not None
     return Setup(
         model=model,

@@ -18,8 +18,8 @@ from lumina2_trainer.trainer_core.lumina2.timesteps import NoiseSettings
 from lumina2_trainer.trainer_core.run.job import TrainFullSettings
 from lumina2_trainer.trainer_core.run.trained_weights import FullWeights
 from lumina2_trainer.trainer_core.training.optim.optimizers import make_optimizer
+from lumina2_trainer.trainer_core.training.optim.settings import OptimizerSettings
 from lumina2_trainer.trainer_core.training.session import StepPlan, TrainingSession
-from lumina2_trainer.trainer_core.training.settings import OptimizerSettings
 from lumina2_trainer.trainer_core.training.updates import WeightUpdate
 from torch import nn
 

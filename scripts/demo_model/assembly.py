@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import torch
-from lumina2_trainer.trainer_core.lumina2.all_in_one import save_all_in_one
+from lumina2_trainer.trainer_core.lumina2.models.save import save_all_in_one
 from torch import Tensor
 from transformers import Gemma2Model
 

@@ -9,8 +9,7 @@ import numpy as np
 import sentencepiece
 import torch
 from diffusers import AutoencoderKL
-from lumina2_trainer.trainer_core.lumina2.network.layout import TokenLayout
-from lumina2_trainer.trainer_core.lumina2.patches import patchify, unpatchify
+from lumina2_trainer.trainer_core.lumina2.network.layout import TokenLayout, patchify, unpatchify
 from lumina2_trainer.trainer_core.lumina2.sampling import SCHEDULES
 from PIL import Image, ImageDraw
 from torch import Tensor

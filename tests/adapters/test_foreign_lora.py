@@ -8,9 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from lumina2_trainer.trainer_core.adapters.convert import convert_adapter
 from lumina2_trainer.trainer_core.adapters.export import read_adapter, to_diffusers
-from lumina2_trainer.trainer_core.adapters.foreign_lora import read_foreign_lora
+from lumina2_trainer.trainer_core.adapters.foreign_lora import convert_adapter, read_foreign_lora
 from lumina2_trainer.trainer_core.adapters.lora import LoRASettings, attach_lora, export_lora
 from lumina2_trainer.trainer_core.adapters.merge import merge_adapter
 from lumina2_trainer.trainer_core.errors import TrainerError

@@ -8,7 +8,7 @@ import pytest
 import torch
 from lumina2_trainer.trainer_core.adapters.fused_lora import FusedLoRALinear
 from lumina2_trainer.trainer_core.adapters.lora import LoRASettings, attach_lora
-from lumina2_trainer.trainer_core.lumina2.quantized_linear import QuantizedLinear
+from lumina2_trainer.trainer_core.lumina2.quant.eight_bit import QuantizedLinear
 from peft import LoraConfig, inject_adapter_in_model
 from torch import Tensor, nn
 

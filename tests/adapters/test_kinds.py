@@ -11,10 +11,10 @@ from lumina2_trainer.trainer_core.adapters.kinds import ADAPTERS, AdapterSetting
 from lumina2_trainer.trainer_core.adapters.lora import LoRASettings
 from lumina2_trainer.trainer_core.adapters.lycoris_settings import LYCORIS_ALGORITHMS, LyCORISSettings
 from lumina2_trainer.trainer_core.adapters.merge import merge_adapter
-from lumina2_trainer.trainer_core.lumina2.matrix_formats import MATRIX_FORMATS
 from lumina2_trainer.trainer_core.lumina2.memory.recompute import RecomputeBlocks
 from lumina2_trainer.trainer_core.lumina2.memory.rng_autocast import draws_random_numbers
 from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Transformer
+from lumina2_trainer.trainer_core.lumina2.quant.precision import MATRIX_FORMATS
 from lumina2_trainer.trainer_core.training.graphs import can_be_captured
 from torch import Tensor, nn
 

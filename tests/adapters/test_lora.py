@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from lumina2_trainer.trainer_core.adapters.convert import convert_adapter
 from lumina2_trainer.trainer_core.adapters.export import (
     ADAPTER_DTYPES,
     AdapterFile,
@@ -10,7 +9,7 @@ from lumina2_trainer.trainer_core.adapters.export import (
     to_diffusers,
     write_adapter,
 )
-from lumina2_trainer.trainer_core.adapters.foreign_lora import LoRAFile, to_native_factors
+from lumina2_trainer.trainer_core.adapters.foreign_lora import LoRAFile, convert_adapter, to_native_factors
 from lumina2_trainer.trainer_core.adapters.lora import (
     LoRASettings,
     attach_lora,

@@ -12,7 +12,7 @@ import pytest
 from lumina2_trainer.benchmarks import shapes
 from lumina2_trainer.benchmarks.compiles import CompileCounter
 from lumina2_trainer.benchmarks.material import Sample
-from lumina2_trainer.trainer_core.data.buckets import Bucket, list_buckets
+from lumina2_trainer.trainer_core.data.sizing import Bucket, list_buckets
 
 SCRIPT = Path(shapes.__file__).parent / "mixed_buckets.py"
 

@@ -6,13 +6,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from lumina2_trainer.trainer_core.data.entries import read_entry
-from lumina2_trainer.trainer_core.data.entry_writer import EntryWriter, NewEntry
+from lumina2_trainer.trainer_core.data.entries import EntryWriter, NewEntry, read_entry
 from lumina2_trainer.trainer_core.data.progress import Progress
 from lumina2_trainer.trainer_core.lumina2.encoders import upcast_linear
 from lumina2_trainer.trainer_core.lumina2.encoders.text_encoder import load_text_encoder
+from lumina2_trainer.trainer_core.lumina2.encoders.vae import LatentEncoder, load_latent_encoder
 from lumina2_trainer.trainer_core.lumina2.encoders.vae_memory import estimate_bytes
-from lumina2_trainer.trainer_core.lumina2.latent_encoder import LatentEncoder, load_latent_encoder
 from lumina2_trainer.trainer_core.lumina2.weights.weight_files import read_weights
 from lumina2_trainer.trainer_core.lumina2.weights.weight_reader import WeightReader
 from safetensors.torch import save_file

@@ -13,7 +13,7 @@ from lumina2_trainer.trainer_core.training.optim.adamw_8bit_eager import update_
 from lumina2_trainer.trainer_core.training.optim.adamw_8bit_numbers import Guard, UpdateNumbers, new_guard_tensors
 from lumina2_trainer.trainer_core.training.optim.moments import moments_size
 from lumina2_trainer.trainer_core.training.optim.rounded_adamw import RoundedAdamW, update_8bit_on
-from lumina2_trainer.trainer_core.training.settings import OptimizerSettings
+from lumina2_trainer.trainer_core.training.optim.settings import OptimizerSettings
 from lumina2_trainer.trainer_core.training.updates import UpdateInBackward
 from safetensors.torch import load_file
 from torch import nn

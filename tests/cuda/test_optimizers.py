@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 from lumina2_trainer.trainer_core.training.checkpoints import load_checkpoint
-from lumina2_trainer.trainer_core.training.ema import Ema
 from lumina2_trainer.trainer_core.training.optim.optimizers import OPTIMIZERS
 from lumina2_trainer.trainer_core.training.optim.rounded_adamw import RoundedAdamW
 from lumina2_trainer.trainer_core.training.updates import UpdateInBackward
+from lumina2_trainer.trainer_core.training.weight_views import Ema
 
 from ..training.optim.test_optimizers import NUM_STEPS, losses_of, make, save, train
 from ..training.optim.test_rounded_adamw import small_network

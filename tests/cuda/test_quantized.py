@@ -8,15 +8,18 @@ from pathlib import Path
 import pytest
 import torch
 from lumina2_trainer.trainer_core.adapters.lora import LoRASettings, attach_lora
-from lumina2_trainer.trainer_core.lumina2.four_bit_linear import FourBitLinear
 from lumina2_trainer.trainer_core.lumina2.memory.recompute import RecomputeBlocks
 from lumina2_trainer.trainer_core.lumina2.models.checkpoint import place_weight
 from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Config, Lumina2Transformer
 from lumina2_trainer.trainer_core.lumina2.objective import flow_matching_loss, make_noisy_batch
-from lumina2_trainer.trainer_core.lumina2.quant.eight_bit import MIN_CAPABILITY, has_8_bit_products, quantize_weight
-from lumina2_trainer.trainer_core.lumina2.quant.four_bit import make_levels, pack, unpack
+from lumina2_trainer.trainer_core.lumina2.quant.eight_bit import (
+    MIN_CAPABILITY,
+    QuantizedLinear,
+    has_8_bit_products,
+    quantize_weight,
+)
+from lumina2_trainer.trainer_core.lumina2.quant.four_bit import FourBitLinear, make_levels, pack, unpack
 from lumina2_trainer.trainer_core.lumina2.quant.precision import PRECISIONS, computation
-from lumina2_trainer.trainer_core.lumina2.quantized_linear import QuantizedLinear
 from torch import Tensor
 
 from ..lumina2.tiny_models import random_samples, relative_error, tiny_transformer

@@ -18,9 +18,12 @@ from lumina2_trainer.trainer_core.lumina2.encoders.streamed_text_encoder import 
     plan_stream,
     whole_bytes,
 )
-from lumina2_trainer.trainer_core.lumina2.encoders.text_encoder import load_text_encoder, load_tokenizer
+from lumina2_trainer.trainer_core.lumina2.encoders.text_encoder import (
+    TEXT_ATTENTIONS,
+    load_text_encoder,
+    load_tokenizer,
+)
 from lumina2_trainer.trainer_core.lumina2.encoders.text_files import GemmaSizes, find_text_files
-from lumina2_trainer.trainer_core.lumina2.models.model_files import TEXT_ATTENTIONS
 from torch import Tensor
 
 from ..lumina2.tiny_files import SENTENCES, VOCAB_SIZE, split_state, write_split

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 from lumina2_trainer.trainer_core.data import images
-from lumina2_trainer.trainer_core.data.buckets import Bucket
 from lumina2_trainer.trainer_core.data.images import UnreadablePicture, decode_picture, fit_to_bucket, to_picture_tensor
+from lumina2_trainer.trainer_core.data.sizing import Bucket
 from PIL import Image
 
 from .sample_files import noise_picture

@@ -12,7 +12,6 @@ import numpy as np
 import pytest
 import torch
 from lumina2_trainer.trainer_core.context import StepContext
-from lumina2_trainer.trainer_core.data.buckets import Bucket
 from lumina2_trainer.trainer_core.data.cache import LatentCache, load_mask, read_latent_index
 from lumina2_trainer.trainer_core.data.cache_latents import fill_latent_cache
 from lumina2_trainer.trainer_core.data.cache_masks import reduce_mask
@@ -20,6 +19,7 @@ from lumina2_trainer.trainer_core.data.folder import Dataset, DatasetFolderSetti
 from lumina2_trainer.trainer_core.data.listing import fingerprint_dataset_folder
 from lumina2_trainer.trainer_core.data.report import write_report
 from lumina2_trainer.trainer_core.data.scan import scan_dataset
+from lumina2_trainer.trainer_core.data.sizing import Bucket
 from lumina2_trainer.trainer_core.errors import TrainerError
 from PIL import Image
 from torch import Tensor

@@ -11,8 +11,8 @@ from lumina2_trainer.trainer_core.data import picture_index
 from lumina2_trainer.trainer_core.data.folder import DatasetFolderSettings, open_dataset
 from lumina2_trainer.trainer_core.data.report import write_report
 from lumina2_trainer.trainer_core.data.scan import scan_dataset
-from lumina2_trainer.trainer_core.dataset_report import report_dataset
 from lumina2_trainer.trainer_core.errors import StopTraining, TrainerError
+from lumina2_trainer.trainer_core.stages.dataset import report_dataset
 
 from .sample_files import TABLE_WRITERS, Listener, make_context, noise_picture, open_folder, write_pictures
 

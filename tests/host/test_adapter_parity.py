@@ -15,8 +15,8 @@ from lumina2_trainer.trainer_core.adapters.lora import LoRASettings
 from lumina2_trainer.trainer_core.adapters.merge import merge_adapter
 from lumina2_trainer.trainer_core.lumina2.encoders.prompts import SYSTEM_PROMPTS, build_prompt
 from lumina2_trainer.trainer_core.lumina2.models.checkpoint import load_transformer
-from lumina2_trainer.trainer_core.results import TrainResult
-from lumina2_trainer.trainer_core.stages import caches
+from lumina2_trainer.trainer_core.stages import save, validate
+from lumina2_trainer.trainer_core.stages.train import TrainResult
 from lumina2_trainer.trainer_core.validation.settings import ValidateSettings
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -46,12 +46,12 @@ def compared(
     """What the host made of the adapter, beside what we did."""
     setup, result = trained
     folder = tmp_path_factory.mktemp("host-adapter")
-    saved = caches.save_adapter(
-        caches.SaveAdapterSettings(dtype="fp32", name="all"), adapter=result.adapter, context=setup.context
+    saved = save.save_adapter(
+        save.SaveAdapterSettings(dtype="fp32", name="all"), adapter=result.adapter, context=setup.context
     )
     latents, embeds, timesteps_B = random_samples([(7, 6, 10)])
     save_file({"latents": latents[0], "embeds": embeds[0], "timesteps": timesteps_B}, folder / "inputs.safetensors")
-    ours = caches.validate(VALIDATE, model=setup.model, adapter=result.adapter, context=setup.context)
+    ours = validate.validate(VALIDATE, model=setup.model, adapter=result.adapter, context=setup.context)
     request = {
         "negative_prompt": VALIDATE.negative_prompt,
         "width": VALIDATE.width,

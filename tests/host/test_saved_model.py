@@ -8,14 +8,14 @@ from typing import Any
 import pytest
 import torch
 from lumina2_trainer.trainer_core.context import StepContext
-from lumina2_trainer.trainer_core.lumina2.all_in_one import save_all_in_one
 from lumina2_trainer.trainer_core.lumina2.encoders.text_encoder import load_text_encoder
 from lumina2_trainer.trainer_core.lumina2.encoders.vae import LATENT_SCALE, LATENT_SHIFT, decode_latents, load_vae
 from lumina2_trainer.trainer_core.lumina2.models.base_files import find_model_files
 from lumina2_trainer.trainer_core.lumina2.models.checkpoint import load_transformer
 from lumina2_trainer.trainer_core.lumina2.models.model_files import LoadSettings
+from lumina2_trainer.trainer_core.lumina2.models.save import save_all_in_one
 from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Config, Lumina2Transformer
-from lumina2_trainer.trainer_core.stages import caches
+from lumina2_trainer.trainer_core.stages import save
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
@@ -59,7 +59,7 @@ def saved(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     )
     model = find_model_files(LoadSettings(base="base.safetensors"), context=context)
     paths = {
-        layout: caches.save_model(caches.SaveModelSettings(layout=layout), model=model, context=context)
+        layout: save.save_model(save.SaveModelSettings(layout=layout), model=model, context=context)
         for layout in ("all-in-one", "transformer")
     }
     transformer = load_transformer(base, device=CPU, dtype=torch.float32)

@@ -6,13 +6,12 @@ import math
 import pytest
 import torch
 from lumina2_trainer.trainer_core.lumina2.losses import DELTA_SCHEDULES, LOSSES
-from lumina2_trainer.trainer_core.lumina2.network.layout import PaddedLengths
+from lumina2_trainer.trainer_core.lumina2.network.layout import PaddedLengths, patchify, unpatchify
 from lumina2_trainer.trainer_core.lumina2.objective import (
     flow_matching_loss,
     loss_by_timestep_bin,
     make_noisy_batch,
 )
-from lumina2_trainer.trainer_core.lumina2.patches import patchify, unpatchify
 from lumina2_trainer.trainer_core.lumina2.timesteps import NoiseSettings
 
 from .tiny_models import TINY, tiny_transformer

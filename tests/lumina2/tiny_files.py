@@ -8,8 +8,8 @@ import json
 from pathlib import Path
 
 import torch
-from lumina2_trainer.trainer_core.lumina2.all_in_one import save_all_in_one
 from lumina2_trainer.trainer_core.lumina2.models.name_map import to_diffusers_state_dict
+from lumina2_trainer.trainer_core.lumina2.models.save import save_all_in_one
 from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Config
 from safetensors.torch import save_file
 from torch import Tensor

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import torch
-from lumina2_trainer.trainer_core.lumina2.network.layout import TokenLayout
+from lumina2_trainer.trainer_core.lumina2.network.layout import TokenLayout, patchify, unpatchify
 from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Config, Lumina2Transformer
-from lumina2_trainer.trainer_core.lumina2.patches import patchify, unpatchify
 from torch import Tensor, nn
 
 CPU = torch.device("cpu")

@@ -7,8 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from lumina2_trainer.nodes.host_values import read_lora, to_loss_map
-from lumina2_trainer.nodes.pictures import read_images
+from lumina2_trainer.nodes.host_values import read_images, read_lora, to_loss_map
 from PIL import Image
 from safetensors.torch import save_file
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from lumina2_trainer.nodes.live_runs import LiveRuns
-from lumina2_trainer.nodes.throttle import Throttle
+from lumina2_trainer.nodes.live_runs import LiveRuns, Throttle
 
 
 def running(run: str = "a") -> LiveRuns:

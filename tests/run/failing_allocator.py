@@ -18,7 +18,7 @@ from typing import Any
 
 import torch
 from lumina2_trainer.trainer_core.events import Event
-from lumina2_trainer.trainer_core.results import TrainResult
+from lumina2_trainer.trainer_core.stages.train import TrainResult
 from lumina2_trainer.trainer_core.training.settings import CheckpointSettings
 from safetensors.torch import load_file
 from torch.utils._python_dispatch import TorchDispatchMode

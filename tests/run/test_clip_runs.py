@@ -13,7 +13,7 @@ import torch
 from lumina2_trainer.nodes.run_state import read_state
 from lumina2_trainer.trainer_core.errors import TrainerError
 from lumina2_trainer.trainer_core.events import Event
-from lumina2_trainer.trainer_core.stages import caches
+from lumina2_trainer.trainer_core.stages import validate
 from lumina2_trainer.trainer_core.validation.clip_score import clip_scores
 from lumina2_trainer.trainer_core.validation.settings import ValidateSettings
 
@@ -81,7 +81,7 @@ def test_validate_scores_what_it_drew(with_clip: Setup) -> None:
     settings = ValidateSettings(
         prompts="a red square\na blue square", width=64, height=64, num_inference_steps=1, clip_model="tiny_clip"
     )
-    result = caches.validate(settings, model=with_clip.model, context=with_clip.context)
+    result = validate.validate(settings, model=with_clip.model, context=with_clip.context)
     folder = with_clip.context.roots[0] / "tiny_clip"
     scores = clip_scores(result.images, settings.typed_prompts, folder, torch.device("cpu"))
     assert result.scores.startswith(f"CLIP score (live weights, of 100): {fmean(scores):.2f} +- ")

@@ -12,9 +12,9 @@ import torch
 from lumina2_trainer.trainer_core.errors import StopTraining, TrainerError
 from lumina2_trainer.trainer_core.events import Event
 from lumina2_trainer.trainer_core.lumina2.models.checkpoint import read_config
-from lumina2_trainer.trainer_core.stages import caches
-from lumina2_trainer.trainer_core.training.ema import Ema, ema_decay
+from lumina2_trainer.trainer_core.stages import save
 from lumina2_trainer.trainer_core.training.settings import CheckpointSettings
+from lumina2_trainer.trainer_core.training.weight_views import Ema, ema_decay
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch import nn
@@ -115,21 +115,21 @@ def test_save_adapter_writes_the_chosen_weights(fresh: Setup) -> None:
     result = fresh.trained(checkpoints=EMA)
     saved = {}
     for weights in ("live", "ema"):
-        settings = caches.SaveAdapterSettings(name=weights, dtype="fp32", weights=weights)
-        [path] = caches.save_adapter(settings, adapter=result.adapter, context=fresh.context)
+        settings = save.SaveAdapterSettings(name=weights, dtype="fp32", weights=weights)
+        [path] = save.save_adapter(settings, adapter=result.adapter, context=fresh.context)
         saved[weights] = load_file(path)
     assert_equal_tensors(saved["live"], final_tensors(result.adapter.run_dir))
     assert_equal_tensors(saved["ema"], load_file(Path(result.adapter.run_dir) / "final" / "adapter_ema.safetensors"))
 
 
 def test_average_that_was_not_kept_cannot_be_saved(fresh: Setup) -> None:
-    settings = caches.SaveAdapterSettings(weights="ema")
+    settings = save.SaveAdapterSettings(weights="ema")
     message = r'weights is "ema", but there is no adapter_ema\.safetensors beside adapter\.safetensors: turn on use_ema'
     adapter = fresh.trained().adapter
     with pytest.raises(TrainerError, match=message):
-        caches.save_adapter(settings, adapter=adapter, context=fresh.context)
+        save.save_adapter(settings, adapter=adapter, context=fresh.context)
     with pytest.raises(TrainerError, match=r"there is no tiny_ema\.safetensors"):
-        caches.save_model(caches.SaveModelSettings(weights="ema"), model=fresh.model, context=fresh.context)
+        save.save_model(save.SaveModelSettings(weights="ema"), model=fresh.model, context=fresh.context)
 
 
 def test_turning_the_average_on_starts_a_run_that_has_one(fresh: Setup) -> None:
@@ -156,8 +156,8 @@ def test_average_of_the_full_model_resumes_and_is_saved_as_a_model(
     assert read_config(path) == TINY
     assert {name: x.dtype for name, x in average.items()} == {name: x.dtype for name, x in live.items()}
     assert not any(torch.equal(average[name], live[name]) for name in live if live[name].ndim > 1)
-    settings = caches.SaveModelSettings(layout="transformer", dtype="fp32", weights="ema")
-    saved = load_file(caches.save_model(settings, model=whole.model, context=fresh.context))
+    settings = save.SaveModelSettings(layout="transformer", dtype="fp32", weights="ema")
+    saved = load_file(save.save_model(settings, model=whole.model, context=fresh.context))
     assert_equal_tensors(saved, {name: x.float() for name, x in average.items()})
 
 

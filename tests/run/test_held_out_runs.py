@@ -21,12 +21,12 @@ from lumina2_trainer.trainer_core.lumina2.models.base_files import load_base_tra
 from lumina2_trainer.trainer_core.lumina2.timesteps import NoiseSettings
 from lumina2_trainer.trainer_core.run import held_out as held_out_watch
 from lumina2_trainer.trainer_core.run.held_out import NUM_DRAWS, to_held_out_sample
-from lumina2_trainer.trainer_core.stages import caches
+from lumina2_trainer.trainer_core.run_names import BASE
+from lumina2_trainer.trainer_core.stages import save, validate
 from lumina2_trainer.trainer_core.training.settings import CheckpointSettings
 from lumina2_trainer.trainer_core.validation.held_out_log import HeldOutLog
 from lumina2_trainer.trainer_core.validation.held_out_loss import held_out_losses
 from lumina2_trainer.trainer_core.validation.settings import ValidateSettings, ValidationSettings
-from lumina2_trainer.trainer_core.weight_names import BASE
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -122,17 +122,17 @@ def test_weights_of_the_lowest_loss_are_kept_and_can_be_saved_and_overfit_is_sai
     assert_equal_tensors(dict(best.tensors), load_file(run_dir / "checkpoints/step-000004/adapter.safetensors"))
     assert (best.metadata["ss_steps"], best.metadata["lumina2_trainer.weights"]) == ("4", "best")
     assert [path.name for path in (run_dir / "best").iterdir()] == ["step-000004"]
-    [path] = caches.save_adapter(
-        caches.SaveAdapterSettings(dtype="fp32", weights="best"), adapter=result.adapter, context=fresh.context
+    [path] = save.save_adapter(
+        save.SaveAdapterSettings(dtype="fp32", weights="best"), adapter=result.adapter, context=fresh.context
     )
     assert_equal_tensors(load_file(path), dict(best.tensors))
     assert [line["held_out"]["is_overfit"] for line in log_of(run_dir) if "held_out" in line] == [False, False, True]
     [notice] = [event.data for event in events if event.kind == "notice"]
     assert notice["level"] == "warning" and "has risen by 0.1000" in notice["message"]
     settings = ValidateSettings(prompts="a red square", width=64, height=64, num_inference_steps=1)
-    scores = caches.validate(settings, model=fresh.model, adapter=result.adapter, context=fresh.context).scores
+    scores = validate.validate(settings, model=fresh.model, adapter=result.adapter, context=fresh.context).scores
     assert "OVERFIT" in scores and "since step 4" in scores
-    assert caches.validate(settings, model=fresh.model, context=fresh.context).scores == ""
+    assert validate.validate(settings, model=fresh.model, context=fresh.context).scores == ""
 
 
 def test_other_files_beside_the_best_weights_and_folders_in_use_stay(
@@ -242,7 +242,7 @@ def test_full_training_measures_the_base_before_it_is_gone(fresh: Setup, tmp_pat
 def test_best_weights_that_were_not_kept_cannot_be_saved(fresh: Setup) -> None:
     adapter = fresh.train(validation=replace(HELD_OUT, keep_best=False)).adapter
     with pytest.raises(TrainerError, match=r'weights is "best", but there is no .* hold pictures out .held_out_share'):
-        caches.save_adapter(caches.SaveAdapterSettings(weights="best"), adapter=adapter, context=fresh.context)
+        save.save_adapter(save.SaveAdapterSettings(weights="best"), adapter=adapter, context=fresh.context)
 
 
 def test_a_share_that_leaves_nothing_is_refused_before_weights_load(

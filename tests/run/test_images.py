@@ -12,7 +12,8 @@ from lumina2_trainer.trainer_core.data.folder import DatasetFolderSettings
 from lumina2_trainer.trainer_core.errors import StopTraining, TrainerError
 from lumina2_trainer.trainer_core.events import Event
 from lumina2_trainer.trainer_core.run.folder import RunFolder
-from lumina2_trainer.trainer_core.stages import caches
+from lumina2_trainer.trainer_core.stages import caches, validate
+from lumina2_trainer.trainer_core.stages.dataset import read_dataset_folder
 from lumina2_trainer.trainer_core.training.settings import CheckpointSettings
 from lumina2_trainer.trainer_core.validation.settings import ValidateSettings, ValidationSettings
 from PIL import Image
@@ -32,7 +33,7 @@ def pixels(path: Path) -> np.ndarray:
 
 def with_prompts(setup: Setup, validation: ValidationSettings) -> Setup:
     """The same setup with the prompts of these settings in the text cache."""
-    dataset = caches.read_dataset_folder(
+    dataset = read_dataset_folder(
         DatasetFolderSettings(folder="pictures", resolution=64), context=setup.context
     ).dataset
     embeds = caches.cache_text_embeds(
@@ -61,7 +62,7 @@ def test_sizes_unconditional_and_base_are_what_validate_draws_alone(fresh: Setup
     assert sorted(path.stem for path in run.last_samples("live")) == sorted(stems)
     assert folder.stat().st_mode == folder.parent.stat().st_mode, "whoever sees the run sees its pictures"
     assert {path.stem[-5:] for path in run.last_samples("base")} == {"_base"}
-    base = caches.validate(
+    base = validate.validate(
         ValidateSettings(prompts="a red square", **SETTINGS), model=fresh.model, context=fresh.context
     )
     assert [path.stem for path in base.images] == stems
@@ -70,13 +71,13 @@ def test_sizes_unconditional_and_base_are_what_validate_draws_alone(fresh: Setup
     assert not np.array_equal(pixels(folder / "00-64x96.png"), pixels(folder / "00-64x96_base.png"))
     assert pixels(folder / "00-64x64.png").shape == (64, 64, 3)
     plain = ValidateSettings(prompts="a red square", **{**SETTINGS, "more_sizes": "", "draw_unconditional": False})
-    [alone] = caches.validate(plain, model=fresh.model, context=fresh.context).images
+    [alone] = validate.validate(plain, model=fresh.model, context=fresh.context).images
     assert np.array_equal(pixels(alone), pixels(folder / "00-64x96_base.png"))
 
 
 def test_unconditional_picture_is_the_bare_prompt_without_guidance(fresh: Setup) -> None:
     drawn = [
-        caches.validate(
+        validate.validate(
             ValidateSettings(prompts="", guidance_scale=scale, negative_prompt=negative, **SETTINGS),
             model=fresh.model,
             context=fresh.context,
@@ -109,7 +110,7 @@ def test_full_training_draws_the_base_before_it_changes(
     short = replace(TRAIN_FULL, steps=3)
     result = train_full(fresh, short, validation=ALL)
     folder = Path(result.model.base_path).parent.parent / "samples" / "step-000003"
-    base = caches.validate(
+    base = validate.validate(
         ValidateSettings(prompts="a red square", **SETTINGS), model=fresh.model, context=fresh.context
     )
     for path in base.images:
@@ -125,13 +126,13 @@ def test_full_training_draws_the_base_before_it_changes(
 def test_validate_puts_the_base_beside_the_adapter(fresh: Setup) -> None:
     adapter = fresh.trained().adapter
     settings = ValidateSettings(prompts="a red square", draw_base=True, **SETTINGS)
-    images = caches.validate(settings, model=fresh.model, adapter=adapter, context=fresh.context).images
+    images = validate.validate(settings, model=fresh.model, adapter=adapter, context=fresh.context).images
     assert [path.stem for path in images[:2]] == ["00-64x96", "00-64x96_base"]
     assert not np.array_equal(pixels(images[0]), pixels(images[1]))
-    alone = caches.validate(replace(settings, draw_base=False), model=fresh.model, context=fresh.context).images
+    alone = validate.validate(replace(settings, draw_base=False), model=fresh.model, context=fresh.context).images
     assert np.array_equal(pixels(images[1]), pixels(alone[0]))
     with pytest.raises(TrainerError, match="draw_base is on, but without an adapter"):
-        caches.validate(settings, model=fresh.model, context=fresh.context)
+        validate.validate(settings, model=fresh.model, context=fresh.context)
 
 
 def test_library_names_the_pictures_of_a_run_and_is_written_into_its_job(fresh: Setup) -> None:

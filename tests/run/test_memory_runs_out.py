@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from lumina2_trainer.trainer_core.device import OutOfMemoryError, is_out_of_memory
 from lumina2_trainer.trainer_core.events import Event
-from lumina2_trainer.trainer_core.out_of_memory import OutOfMemoryError, is_out_of_memory
 from lumina2_trainer.trainer_core.run import memory
 from lumina2_trainer.trainer_core.run.memory import plan_less_memory
 from lumina2_trainer.trainer_core.training.session import TrainingSession

@@ -7,11 +7,12 @@ from pathlib import Path
 
 import pytest
 import torch
-from lumina2_trainer.trainer_core import run_time
 from lumina2_trainer.trainer_core.context import StepContext
 from lumina2_trainer.trainer_core.errors import StopTraining
 from lumina2_trainer.trainer_core.events import Event
-from lumina2_trainer.trainer_core.training.settings import CheckpointSettings, OptimizerSettings
+from lumina2_trainer.trainer_core.run import plan
+from lumina2_trainer.trainer_core.training.optim.settings import OptimizerSettings
+from lumina2_trainer.trainer_core.training.settings import CheckpointSettings
 from torch.nn.attention import SDPBackend, sdpa_kernel
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -28,7 +29,7 @@ def shared(tmp_path_factory: pytest.TempPathFactory) -> Setup:
 @pytest.fixture
 def fresh(shared: Setup, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Setup:
     """Of a machine that does ten billion operations a second."""
-    monkeypatch.setattr(run_time, "measure_rate", lambda device, dtype: 1e10)
+    monkeypatch.setattr(plan, "measure_rate", lambda device, dtype: 1e10)
     return shared.moved_to(tmp_path)
 
 
@@ -55,7 +56,7 @@ def test_operations_of_a_pass_are_those_that_pytorch_counts() -> None:
         torch.no_grad(),
     ):
         run_packed(network, latents, embeds, times)
-    counted = run_time.count_pass(network, 30, 16 * 12).total
+    counted = plan.count_pass(network, 30, 16 * 12).total
     # Embedders, modulation and the last layer are not counted.
     assert 0.9 * counter.get_total_flops() < counted < counter.get_total_flops()
     assert TINY.num_layers == len(network.layers)
@@ -98,4 +99,4 @@ def test_a_resumed_run_takes_what_is_left(fresh: Setup) -> None:
 
 
 def test_the_rate_of_this_machine_is_a_plausible_one() -> None:
-    assert 1e8 < run_time.measure_rate(torch.device("cpu"), torch.float32) < 1e14
+    assert 1e8 < plan.measure_rate(torch.device("cpu"), torch.float32) < 1e14

@@ -12,12 +12,11 @@ from lumina2_trainer.trainer_core.adapters.lora import LoRASettings
 from lumina2_trainer.trainer_core.adapters.merge import merge_adapter
 from lumina2_trainer.trainer_core.adapters.targets import TARGETS
 from lumina2_trainer.trainer_core.errors import StopTraining, TrainerError
-from lumina2_trainer.trainer_core.job_record import fingerprint_job
 from lumina2_trainer.trainer_core.lumina2.models.base_files import load_base_transformer
 from lumina2_trainer.trainer_core.lumina2.quant.precision import PRECISIONS
-from lumina2_trainer.trainer_core.run.job import TrainFullSettings, TrainJob
-from lumina2_trainer.trainer_core.stages import caches
-from lumina2_trainer.trainer_core.training.settings import OptimizerSettings
+from lumina2_trainer.trainer_core.run.job import TrainFullSettings, TrainJob, fingerprint_job
+from lumina2_trainer.trainer_core.stages import validate
+from lumina2_trainer.trainer_core.training.optim.settings import OptimizerSettings
 from lumina2_trainer.trainer_core.validation.settings import ValidateSettings
 from torch import Tensor, nn
 
@@ -125,7 +124,7 @@ def test_prompts_are_drawn_with_and_without_the_adapter(fresh: Setup, precision:
     trained = setup.trained()
     settings = ValidateSettings(prompts="a red square", width=64, height=64, num_inference_steps=2)
     pictures = [
-        caches.validate(settings, model=setup.model, adapter=adapter, context=setup.context).images[0].read_bytes()
+        validate.validate(settings, model=setup.model, adapter=adapter, context=setup.context).images[0].read_bytes()
         for adapter in (None, trained.adapter)
     ]
     assert pictures[0] != pictures[1]

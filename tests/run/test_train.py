@@ -9,10 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 from lumina2_trainer.trainer_core.adapters.export import read_adapter
+from lumina2_trainer.trainer_core.device import OutOfMemoryError
 from lumina2_trainer.trainer_core.errors import StopTraining, TrainerError
-from lumina2_trainer.trainer_core.out_of_memory import OutOfMemoryError
+from lumina2_trainer.trainer_core.training.optim.settings import OptimizerSettings
 from lumina2_trainer.trainer_core.training.session import TrainingSession
-from lumina2_trainer.trainer_core.training.settings import CheckpointSettings, OptimizerSettings
+from lumina2_trainer.trainer_core.training.settings import CheckpointSettings
 from safetensors.torch import load_file
 
 from ..training_setup import PROMPTS, TRAIN, Setup
@@ -189,7 +190,7 @@ def test_a_model_that_does_not_load_is_told_as_a_failure(fresh: Setup, monkeypat
     def out_of_memory(*arguments: object, **options: object) -> None:
         raise torch.OutOfMemoryError("no memory")
 
-    monkeypatch.setattr("lumina2_trainer.trainer_core.run_session.load_base_transformer", out_of_memory)
+    monkeypatch.setattr("lumina2_trainer.trainer_core.run.train.load_base_transformer", out_of_memory)
     events: list = []
     with pytest.raises(OutOfMemoryError, match=r"^loading the model ran out of memory: turn gradient_checkpointing on"):
         fresh.with_events(events).train()

@@ -14,10 +14,9 @@ from lumina2_trainer.trainer_core.adapters.kinds import ADAPTERS, AdapterSetting
 from lumina2_trainer.trainer_core.adapters.lora import LoRASettings, restore_lora_start
 from lumina2_trainer.trainer_core.adapters.lycoris_settings import LyCORISSettings
 from lumina2_trainer.trainer_core.errors import StopTraining, TrainerError
-from lumina2_trainer.trainer_core.job_record import fingerprint_job
-from lumina2_trainer.trainer_core.results import TrainResult
-from lumina2_trainer.trainer_core.run.job import TrainJob
-from lumina2_trainer.trainer_core.stages import caches
+from lumina2_trainer.trainer_core.run.job import TrainJob, fingerprint_job
+from lumina2_trainer.trainer_core.stages import save, validate
+from lumina2_trainer.trainer_core.stages.train import TrainResult
 from lumina2_trainer.trainer_core.validation.settings import ValidateSettings
 from safetensors.torch import load_file, save_file
 from torch import Tensor
@@ -76,7 +75,7 @@ def test_pictures_are_drawn_with_every_kind_of_file(fresh: Setup) -> None:
         own = fresh.moved_to(fresh.context.output_dir / settings.kind)
         result = own.trained(RANKED, adapter_settings=settings)
         request = ValidateSettings(prompts="a red square", width=64, height=64, num_inference_steps=1)
-        drawn = caches.validate(request, model=own.model, adapter=result.adapter, context=own.context)
+        drawn = validate.validate(request, model=own.model, adapter=result.adapter, context=own.context)
         assert len(drawn.images) == 1
 
 
@@ -91,19 +90,17 @@ def test_metadata_names_the_kind(fresh: Setup) -> None:
 def test_kinds_that_diffusers_cannot_load_are_refused_there(fresh: Setup) -> None:
     result = fresh.trained(RANKED, adapter_settings=LyCORISSettings())
     for format in ("diffusers", "both"):
-        settings = caches.SaveAdapterSettings(name="unfit", format=format)
+        settings = save.SaveAdapterSettings(name="unfit", format=format)
         with pytest.raises(TrainerError, match="diffusers loads only plain LoRAs, but this adapter has lokr_w"):
-            caches.save_adapter(settings, adapter=result.adapter, context=fresh.context)
+            save.save_adapter(settings, adapter=result.adapter, context=fresh.context)
     assert not list(fresh.context.loras_dir.glob("unfit*")), "one of two files was written"
-    saved = caches.save_adapter(caches.SaveAdapterSettings(), adapter=result.adapter, context=fresh.context)
+    saved = save.save_adapter(save.SaveAdapterSettings(), adapter=result.adapter, context=fresh.context)
     assert load_file(saved[0])
 
 
 def test_saving_keeps_row_lengths_in_float32(fresh: Setup) -> None:
     result = fresh.trained(RANKED, adapter_settings=LoRASettings(use_dora=True))
-    (path,) = caches.save_adapter(
-        caches.SaveAdapterSettings(dtype="bf16"), adapter=result.adapter, context=fresh.context
-    )
+    (path,) = save.save_adapter(save.SaveAdapterSettings(dtype="bf16"), adapter=result.adapter, context=fresh.context)
     dtypes = {name.rpartition(".")[2]: tensor.dtype for name, tensor in load_file(path).items()}
     assert dtypes == {"weight": torch.bfloat16, "dora_scale": torch.float32}
 
@@ -160,13 +157,13 @@ def test_another_file_to_start_from_is_another_job(fresh: Setup) -> None:
 def test_bad_settings_are_refused_before_weights_load(
     fresh: Setup, monkeypatch: pytest.MonkeyPatch, settings: AdapterSettings, match: str
 ) -> None:
-    monkeypatch.setattr("lumina2_trainer.trainer_core.run_session.load_base_transformer", _must_not_load)
+    monkeypatch.setattr("lumina2_trainer.trainer_core.run.train.load_base_transformer", _must_not_load)
     with pytest.raises(TrainerError, match=match):
         fresh.train(TRAIN, adapter_settings=settings)
 
 
 def test_missing_library_is_named_before_weights_load(fresh: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lumina2_trainer.trainer_core.run_session.load_base_transformer", _must_not_load)
+    monkeypatch.setattr("lumina2_trainer.trainer_core.run.train.load_base_transformer", _must_not_load)
     monkeypatch.setattr(lycoris_module.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(TrainerError, match=r"algorithm lokr needs .*pip install lycoris-lora"):
         fresh.train(TRAIN, adapter_settings=LyCORISSettings())

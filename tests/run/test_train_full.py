@@ -13,8 +13,10 @@ import torch
 from lumina2_trainer.trainer_core.data.folder import DatasetFolderSettings
 from lumina2_trainer.trainer_core.errors import StopTraining, TrainerError
 from lumina2_trainer.trainer_core.lumina2.models.checkpoint import load_transformer, read_config
-from lumina2_trainer.trainer_core.stages import caches
-from lumina2_trainer.trainer_core.training.settings import CheckpointSettings, OptimizerSettings
+from lumina2_trainer.trainer_core.stages import caches, validate
+from lumina2_trainer.trainer_core.stages.dataset import read_dataset_folder
+from lumina2_trainer.trainer_core.training.optim.settings import OptimizerSettings
+from lumina2_trainer.trainer_core.training.settings import CheckpointSettings
 from lumina2_trainer.trainer_core.validation.settings import ValidateSettings
 from PIL import Image
 from safetensors import safe_open
@@ -142,7 +144,7 @@ def test_trained_model_is_validated_and_trained_again_as_any_base(fresh: Setup) 
     assert len(trained.validation_images) == 2
     # The file says which system prompt it was trained with, so "from adapter" need not be changed.
     settings = ValidateSettings(prompts=PROMPTS.prompts, width=64, height=96, num_inference_steps=2)
-    drawn = caches.validate(settings, model=trained.model, context=fresh.context)
+    drawn = validate.validate(settings, model=trained.model, context=fresh.context)
     for ours, theirs in zip(drawn.images, trained.validation_images, strict=True):
         pictures = [np.asarray(Image.open(path), dtype=int) for path in (ours, theirs)]
         assert abs(pictures[0] - pictures[1]).max() <= 1
@@ -152,7 +154,7 @@ def test_trained_model_is_validated_and_trained_again_as_any_base(fresh: Setup) 
     further = train_full(behind, replace(TRAIN_FULL, run_name="further"))
     assert run_dir_of(further).name == "further"
     folder = DatasetFolderSettings(folder="pictures", resolution=64)
-    dataset = caches.read_dataset_folder(folder, context=fresh.context).dataset
+    dataset = read_dataset_folder(folder, context=fresh.context).dataset
     caches.cache_text_embeds(
         caches.CacheTextEmbedsSettings(), model=trained.model, dataset=dataset, context=fresh.context
     )

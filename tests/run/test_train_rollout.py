@@ -14,8 +14,8 @@ from lumina2_trainer.trainer_core.adapters.lycoris_settings import LyCORISSettin
 from lumina2_trainer.trainer_core.errors import StopTraining, TrainerError
 from lumina2_trainer.trainer_core.lumina2.timesteps import NoiseSettings
 from lumina2_trainer.trainer_core.training import session as session_module
+from lumina2_trainer.trainer_core.training.optim.settings import OptimizerSettings
 from lumina2_trainer.trainer_core.training.rollout_settings import RolloutSettings
-from lumina2_trainer.trainer_core.training.settings import OptimizerSettings
 
 from ..full_setup import TRAIN_FULL, train_full
 from ..training_setup import PICTURES, TRAIN, Setup, make_setup

@@ -16,14 +16,14 @@ from lumina2_trainer.trainer_core.data.cache import (
 from lumina2_trainer.trainer_core.data.folder import DatasetFolderSettings
 from lumina2_trainer.trainer_core.data.images import decode_picture, fit_to_bucket, to_picture_tensor
 from lumina2_trainer.trainer_core.data.scan import scan_dataset
-from lumina2_trainer.trainer_core.encode_prompts import encode_prompts
 from lumina2_trainer.trainer_core.lumina2.encoders import text_encoder as text_encoder_module
 from lumina2_trainer.trainer_core.lumina2.encoders import vae as vae_module
 from lumina2_trainer.trainer_core.lumina2.encoders.prompts import SYSTEM_PROMPTS, build_prompt
 from lumina2_trainer.trainer_core.lumina2.encoders.text_encoder import load_text_encoder
 from lumina2_trainer.trainer_core.lumina2.encoders.vae import encode_pixels, load_vae
 from lumina2_trainer.trainer_core.lumina2.models.model_files import LoadSettings
-from lumina2_trainer.trainer_core.stages import caches
+from lumina2_trainer.trainer_core.stages import caches, dataset
+from lumina2_trainer.trainer_core.stages.caches import encode_prompts
 from lumina2_trainer.trainer_core.validation.settings import ValidationSettings
 
 from ..data.sample_files import make_context, write_pictures
@@ -46,7 +46,7 @@ def context(tmp_path: Path, model_path: Path) -> StepContext:
 
 def run_steps(context: StepContext, precision: str) -> dict[str, Any]:
     model = caches.load_lumina2(LoadSettings(base="tiny.safetensors", precision=precision), context=context)
-    report = caches.read_dataset_folder(DatasetFolderSettings(folder="set", resolution=64), context=context)
+    report = dataset.read_dataset_folder(DatasetFolderSettings(folder="set", resolution=64), context=context)
     validation = ValidationSettings(prompts=PROMPT, negative_prompt="blurry", width=64, height=64)
     return {
         "model": model,

@@ -6,14 +6,13 @@ from pathlib import Path
 
 import pytest
 from lumina2_trainer.trainer_core.data import cache_text_embeds
-from lumina2_trainer.trainer_core.encode_prompts import encode_prompts
 from lumina2_trainer.trainer_core.errors import TrainerError
 from lumina2_trainer.trainer_core.lumina2.encoders.fitting_text_encoder import FittingTextEncoder
 from lumina2_trainer.trainer_core.lumina2.encoders.prompts import SYSTEM_PROMPTS
 from lumina2_trainer.trainer_core.lumina2.models.model_files import LoadSettings
 from lumina2_trainer.trainer_core.settings import describe_settings
 from lumina2_trainer.trainer_core.stages import caption_table
-from lumina2_trainer.trainer_core.stages.caches import CacheTextEmbedsSettings, load_lumina2
+from lumina2_trainer.trainer_core.stages.caches import CacheTextEmbedsSettings, encode_prompts, load_lumina2
 from lumina2_trainer.trainer_core.stages.caption_table import CaptionTableSettings, read_caption_table
 from lumina2_trainer.trainer_core.workflow.nodes import NODE_STEPS
 

@@ -12,10 +12,13 @@ from lumina2_trainer.trainer_core.cli.main import main
 from lumina2_trainer.trainer_core.context import StepContext
 from lumina2_trainer.trainer_core.data.folder import DatasetFolderSettings
 from lumina2_trainer.trainer_core.data.scan import scan_dataset
-from lumina2_trainer.trainer_core.dataset_report import DatasetReport
 from lumina2_trainer.trainer_core.errors import TrainerError
 from lumina2_trainer.trainer_core.settings import describe_settings
-from lumina2_trainer.trainer_core.stages.dataset import DatasetFromImagesSettings, read_dataset_from_images
+from lumina2_trainer.trainer_core.stages.dataset import (
+    DatasetFromImagesSettings,
+    DatasetReport,
+    read_dataset_from_images,
+)
 from torch import Tensor
 
 from ..data.sample_files import make_context, open_folder, write_pictures

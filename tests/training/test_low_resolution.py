@@ -11,10 +11,10 @@ import torch
 from lumina2_trainer.trainer_core.data.batches import SampleStream
 from lumina2_trainer.trainer_core.data.cache import TrainingSample
 from lumina2_trainer.trainer_core.errors import TrainerError
+from lumina2_trainer.trainer_core.lumina2.network.layout import patchify
 from lumina2_trainer.trainer_core.lumina2.network.padding import ShapeLimiter
 from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Config
 from lumina2_trainer.trainer_core.lumina2.objective import flow_matching_loss
-from lumina2_trainer.trainer_core.lumina2.patches import patchify
 from lumina2_trainer.trainer_core.lumina2.timesteps import NoiseSettings
 from lumina2_trainer.trainer_core.training.batch_builder import BatchBuilder, TrainingBatch
 from lumina2_trainer.trainer_core.training.low_resolution import (
@@ -152,12 +152,13 @@ def large_pictures(tmp_path: Path) -> object:
     """A tiny base with pictures of at least 64 pixels a side."""
     from lumina2_trainer.trainer_core.data.folder import DatasetFolderSettings
     from lumina2_trainer.trainer_core.stages import caches
+    from lumina2_trainer.trainer_core.stages.dataset import read_dataset_folder
 
     from ..training_setup import make_setup
 
     setup = make_setup(tmp_path)
     folder = DatasetFolderSettings(folder="pictures", resolution=128)
-    dataset = caches.read_dataset_folder(folder, context=setup.context).dataset
+    dataset = read_dataset_folder(folder, context=setup.context).dataset
     latents = caches.cache_latents(
         caches.CacheLatentsSettings(), model=setup.model, dataset=dataset, context=setup.context
     )

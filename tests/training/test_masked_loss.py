@@ -8,10 +8,10 @@ from pathlib import Path
 import pytest
 import torch
 from lumina2_trainer.trainer_core.data.batches import SampleStream
+from lumina2_trainer.trainer_core.lumina2.network.layout import patchify
 from lumina2_trainer.trainer_core.lumina2.network.padding import ShapeLimiter
 from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Config
 from lumina2_trainer.trainer_core.lumina2.objective import flow_matching_loss, make_noisy_batch, predict_velocity
-from lumina2_trainer.trainer_core.lumina2.patches import patchify
 from lumina2_trainer.trainer_core.lumina2.timesteps import NoiseSettings
 from lumina2_trainer.trainer_core.training.batch_builder import BatchBuilder, TrainingBatch
 from lumina2_trainer.trainer_core.training.graphs import shape_key

@@ -10,9 +10,9 @@ import torch
 from lumina2_trainer.trainer_core.adapters.kinds import ADAPTERS
 from lumina2_trainer.trainer_core.adapters.lora import LoRASettings
 from lumina2_trainer.trainer_core.data.batches import SampleStream
+from lumina2_trainer.trainer_core.lumina2.network.layout import patchify
 from lumina2_trainer.trainer_core.lumina2.network.padding import ShapeLimiter
 from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Config, Lumina2Transformer
-from lumina2_trainer.trainer_core.lumina2.patches import patchify
 from lumina2_trainer.trainer_core.lumina2.timesteps import NoiseSettings
 from lumina2_trainer.trainer_core.training.batch_builder import BatchBuilder, TrainingBatch
 from lumina2_trainer.trainer_core.training.rollout import roll, with_rollout

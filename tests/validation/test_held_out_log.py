@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
+from lumina2_trainer.trainer_core.run_names import BASE
 from lumina2_trainer.trainer_core.validation.held_out_log import (
     HeldOutLine,
     HeldOutLog,
@@ -11,7 +12,6 @@ from lumina2_trainer.trainer_core.validation.held_out_log import (
     find_best,
     judge,
 )
-from lumina2_trainer.trainer_core.weight_names import BASE
 
 
 def line(step: int, *losses: float, weights: str = "live") -> HeldOutLine:

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lumina2_trainer.trainer_core import run_time
 from lumina2_trainer.trainer_core.cli.headless import make_context
 from lumina2_trainer.trainer_core.cli.main import main
 from lumina2_trainer.trainer_core.data.folder import DatasetFolderSettings
 from lumina2_trainer.trainer_core.errors import TrainerError
 from lumina2_trainer.trainer_core.events import Event
+from lumina2_trainer.trainer_core.run import plan
 from lumina2_trainer.trainer_core.workflow.file import Workflow, parse_workflow
 from lumina2_trainer.trainer_core.workflow.forecast import announcing_runs, forecast_runs, nodes_behind, plan_workflow
 from lumina2_trainer.trainer_core.workflow.runner import run_workflow
@@ -41,7 +41,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def collect(files: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., Any]:
     """Makes the surroundings, whose events go to a list; the machine does ten billion operations a second."""
-    monkeypatch.setattr(run_time, "measure_rate", lambda device, dtype: 1e10)
+    monkeypatch.setattr(plan, "measure_rate", lambda device, dtype: 1e10)
 
     def make(events: list[Event]) -> Any:
         return make_context(
@@ -212,7 +212,7 @@ def test_only_what_is_known_is_forecast(collect: Callable[..., Any]) -> None:
 def test_the_command_says_what_a_file_will_take(
     files: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(run_time, "measure_rate", lambda device, dtype: 1e10)
+    monkeypatch.setattr(plan, "measure_rate", lambda device, dtype: 1e10)
     (tmp_path / "workflow.json").write_text(json.dumps(prompt()), "utf-8")
     surroundings = ["--output", tmp_path / "out", "--root", files, "--models", files / "models", "--device", "cpu"]
     arguments = ["plan", tmp_path / "workflow.json", *surroundings, "--set", "7.steps=600", "--set", "7.memory=2"]

@@ -1,4 +1,4 @@
-"""LoRA files under any of the names in use, as A and B of native layers.
+"""LoRA files under any of the names in use: read as A and B of native layers, and converted.
 
 A key is a prefix (`diffusion_model.`, `transformer.`, `lora_unet_`, ...), a layer in native or diffusers' naming, with
 dots or underscores, and a part (`lora_A`, `lora_down`, `alpha`, ...). Every combination is read.
@@ -21,7 +21,10 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor, nn
 
 from ..errors import TrainerError
+from ..files import write_safetensors_atomically
 from ..lumina2.models.name_map import MODULATED_MODULES, QKV_PARTS, TOP_MODULES
+from .export import ADAPTER_FORMATS, COMFYUI_PREFIX
+from .file_kinds import is_native
 
 Factors = tuple[Tensor, Tensor]
 """A [R, I] and B [O, R], with the scale in B."""
@@ -215,3 +218,31 @@ def _fuse(native: str, parts: Mapping[int | None, Factors], qkv_rows: Sequence[i
         up_OR[start : start + len(up), column : column + len(down)] = up
         column += 0 if is_shared else len(down)
     return downs[0] if is_shared else torch.cat(downs), up_OR
+
+
+def convert_adapter(source: Path, target: Path, to: str) -> None:
+    """Convert a file; its metadata is kept.
+
+    Args:
+        source: A LoRA in any naming, or an adapter of another kind in ComfyUI's.
+        target: Written; must not exist.
+        to: Key of ADAPTER_FORMATS.
+
+    Raises:
+        TrainerError: The source is no adapter for Lumina2, or cannot have that naming, or the target exists.
+    """
+    if target.exists():
+        raise TrainerError(f"{target} exists: choose another name, no file is overwritten")
+    file = read_lora_file(source)
+    native = file.tensors if is_native(file.tensors) else _renamed(file, source.name)
+    metadata = {name: value for name, value in file.metadata.items() if name != PEFT_METADATA}  # alpha is folded now
+    write_safetensors_atomically(target, ADAPTER_FORMATS[to](native), metadata)
+
+
+def _renamed(file: LoRAFile, name: str) -> dict[str, Tensor]:
+    factors = to_native_factors(file, name)
+    return {
+        f"{COMFYUI_PREFIX}{module}.lora_{part}.weight": tensor
+        for module, pair in factors.items()
+        for part, tensor in zip("AB", pair, strict=True)
+    }

@@ -1,8 +1,9 @@
-"""The kinds of LyCORIS: parameters by the lycoris-lora library, and what they add to a layer's output.
+"""The kinds of LyCORIS: parameters by the lycoris-lora library, what they add to a layer's output, and their file.
 
 The library's own forward passes are not used. Those that rebuild the weight round the update to the precision of a bf16
 base, which loses small ones; DyLoRA's scales by another number than its file says; OFT's turn the bias too, which no
 loader does. Below, an update is computed from the layer's input and output, so that it also works on 8-bit bases.
+In a file alpha / rank is within a weight.
 
 Shape suffixes: S tokens, O outputs, I inputs, R rank, K blocks, N size of a block.
 """
@@ -19,18 +20,6 @@ from torch import Tensor, nn
 
 from ..errors import TrainerError
 from .file_kinds import apply_butterfly, rotations
-from .lycoris_files import (
-    export_dylora,
-    export_glora,
-    export_locon,
-    export_loha,
-    export_lokr,
-    load_dylora,
-    load_glora,
-    load_locon,
-    load_loha,
-    load_lokr,
-)
 from .lycoris_settings import LyCORISSettings
 from .targets import LayerPlan
 
@@ -248,6 +237,64 @@ def _full_update(module: WeightDifference, call: Call) -> Tensor:
 
 def _through(x_SI: Tensor, down_RI: Tensor, up_OR: Tensor) -> Tensor:
     return F.linear(F.linear(x_SI, down_RI.to(x_SI.dtype)), up_OR.to(x_SI.dtype))
+
+
+def export_locon(values: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """The parts from parameters by name and the scale."""
+    return {"lora_A.weight": values["lora_down.weight"], "lora_B.weight": scale * values["lora_up.weight"]}
+
+
+def load_locon(parts: Mapping[str, Tensor], own: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """The parameters from parts, those that are there, and the scale."""
+    return {"lora_down.weight": parts["lora_A.weight"], "lora_up.weight": parts["lora_B.weight"] / scale}
+
+
+def export_dylora(values: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """The parts from parameters by name and the scale."""
+    count = len(values) // 2
+    down_RI = torch.cat([values[f"down_list.{i}"] for i in range(count)])
+    up_OR = torch.cat([values[f"up_list.{i}"] for i in range(count)], dim=1)
+    return {"lora_A.weight": down_RI, "lora_B.weight": scale * up_OR}
+
+
+def load_dylora(parts: Mapping[str, Tensor], own: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """The parameters from parts, those that are there, and the scale."""
+    sizes = [len(own[f"down_list.{i}"]) for i in range(len(own) // 2)]
+    downs, ups = parts["lora_A.weight"].split(sizes), (parts["lora_B.weight"] / scale).split(sizes, dim=1)
+    named = {f"down_list.{i}": down for i, down in enumerate(downs)}
+    return named | {f"up_list.{i}": up for i, up in enumerate(ups)}
+
+
+def export_loha(values: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """The parts from parameters by name and the scale."""
+    return {**values, "hada_w1_a": scale * values["hada_w1_a"]}
+
+
+def load_loha(parts: Mapping[str, Tensor], own: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """The parameters from parts, those that are there, and the scale."""
+    return {**parts, "hada_w1_a": parts["hada_w1_a"] / scale}
+
+
+def export_lokr(values: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """The parts from parameters by name and the scale."""
+    scaled = "lokr_w1" if "lokr_w1" in values else "lokr_w1_a"
+    return {**values, scaled: scale * values[scaled]}
+
+
+def load_lokr(parts: Mapping[str, Tensor], own: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """The parameters from parts, those that are there, and the scale."""
+    scaled = "lokr_w1" if "lokr_w1" in parts else "lokr_w1_a"
+    return {**parts, scaled: parts[scaled] / scale}
+
+
+def export_glora(values: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """The parts from parameters by name and the scale."""
+    return {**values, **{name: scale * values[name] for name in ("a1.weight", "b1.weight")}}
+
+
+def load_glora(parts: Mapping[str, Tensor], own: Mapping[str, Tensor], scale: float) -> dict[str, Tensor]:
+    """The parameters from parts, those that are there, and the scale."""
+    return {**parts, **{name: parts[name] / scale for name in ("a1.weight", "b1.weight")}}
 
 
 LYCORIS_KINDS: dict[str, LycorisKind] = {

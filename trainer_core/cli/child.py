@@ -44,8 +44,8 @@ def _do(task: Mapping[str, Any], wishes: _Wishes, send: Callable[[Mapping[str, A
     import torch
 
     from ..context import StepContext
+    from ..device import preserved_torch_state
     from ..socket_json import from_json, to_json
-    from ..torch_state import preserved_torch_state
     from ..workflow.nodes import NODE_STEPS
 
     def emit(event: Event) -> None:

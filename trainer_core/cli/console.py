@@ -13,6 +13,7 @@ from types import FrameType
 
 from ..events import Event
 from ..launch import launched_index, num_launched
+from ..run.plan import format_duration
 
 SECONDS_BETWEEN_LINES = 5.0
 SECONDS_OF_ECHO = 5.0
@@ -55,13 +56,6 @@ def _progress_text(event: Event) -> str:
         text += f"  loss {data['loss']:.4f}  lr {data['learning_rate']:.2e}  {data['seconds_per_step']:.2f} s/step"
     eta = data["eta_seconds"]
     return text + (f"  {format_duration(eta)} left" if eta else "")
-
-
-def format_duration(seconds: float) -> str:
-    """Minutes and seconds as 14:30, from an hour on with hours."""
-    minutes, seconds = divmod(round(seconds), 60)
-    hours, minutes = divmod(minutes, 60)
-    return f"{hours}:{minutes:02d}:{seconds:02d}" if hours else f"{minutes}:{seconds:02d}"
 
 
 @dataclass(kw_only=True)

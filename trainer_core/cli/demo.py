@@ -19,8 +19,10 @@ from ..lumina2.models.model_files import LoadSettings, Lumina2Model
 from ..lumina2.timesteps import NoiseSettings
 from ..run.held_out import to_held_out_sample
 from ..run.job import TrainLoRASettings
-from ..stages import caches, train
-from ..training.settings import OptimizerSettings
+from ..stages import caches, save, train
+from ..stages.dataset import read_dataset_folder
+from ..stages.validate import validate
+from ..training.optim.settings import OptimizerSettings
 from ..validation.comparison import draw_comparison
 from ..validation.confidence import estimate_change
 from ..validation.held_out_loss import HeldOutSample, held_out_losses
@@ -63,7 +65,7 @@ def run_demo(context: StepContext) -> str:
     held_out = read_held_out(model, context)
     prompts = "\n".join(held_out.captions)
     validation = ValidationSettings(prompts=prompts, width=RESOLUTION, height=RESOLUTION, every_num_steps=0)
-    dataset = caches.read_dataset_folder(demo_folder("dataset"), context=context).dataset
+    dataset = read_dataset_folder(demo_folder("dataset"), context=context).dataset
     latents = caches.cache_latents(caches.CacheLatentsSettings(), model=model, dataset=dataset, context=context)
     embeds = caches.cache_text_embeds(
         caches.CacheTextEmbedsSettings(system_prompt="none"),
@@ -81,15 +83,13 @@ def run_demo(context: StepContext) -> str:
         optimizer_settings=OPTIMIZER,
         context=context,
     )
-    validate = ValidateSettings(prompts=prompts, width=RESOLUTION, height=RESOLUTION, system_prompt="none")
-    before = caches.validate(validate, model=model, context=context).images
-    after = caches.validate(validate, model=model, adapter=trained.adapter, context=context).images
+    drawn = ValidateSettings(prompts=prompts, width=RESOLUTION, height=RESOLUTION, system_prompt="none")
+    before = validate(drawn, model=model, context=context).images
+    after = validate(drawn, model=model, adapter=trained.adapter, context=context).images
     comparison_path = Path(trained.adapter.run_dir) / "before_after.png"
     draw_comparison({"before": before, "after": after}, held_out.captions, comparison_path)
     losses = measure_adapter(model, held_out, Path(trained.adapter.path), context)
-    saved = caches.save_adapter(
-        caches.SaveAdapterSettings(name="demo_fluent3d"), adapter=trained.adapter, context=context
-    )
+    saved = save.save_adapter(save.SaveAdapterSettings(name="demo_fluent3d"), adapter=trained.adapter, context=context)
     seconds = time.perf_counter() - started
     return _describe(losses, seconds, peak_memory_gib(context.device), trained.reused, comparison_path, saved[0])
 
@@ -103,7 +103,7 @@ def demo_folder(name: str) -> DatasetFolderSettings:
 
 def read_held_out(model: Lumina2Model, context: StepContext) -> HeldOutSamples:
     """Cache and read what is not trained on."""
-    dataset = caches.read_dataset_folder(demo_folder("held_out"), context=context).dataset
+    dataset = read_dataset_folder(demo_folder("held_out"), context=context).dataset
     latents = caches.cache_latents(caches.CacheLatentsSettings(), model=model, dataset=dataset, context=context)
     embeds = caches.cache_text_embeds(
         caches.CacheTextEmbedsSettings(system_prompt="none"), model=model, dataset=dataset, context=context

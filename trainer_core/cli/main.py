@@ -182,7 +182,7 @@ def _run_demo(options: argparse.Namespace) -> None:
 
 
 def _convert(options: argparse.Namespace) -> None:
-    from ..adapters.convert import convert_adapter
+    from ..adapters.foreign_lora import convert_adapter
 
     convert_adapter(options.file, options.output, options.to)
 

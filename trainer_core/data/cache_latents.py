@@ -17,18 +17,16 @@ from torch import Tensor
 
 from ..context import StepContext
 from ..errors import TrainerError
-from .buckets import Bucket
 from .cache import LatentCache
 from .cache_masks import fill_mask_cache
-from .crops import Box, crop_box
-from .entries import entry_name, is_valid_entry
-from .entry_writer import AUTOMATIC_BATCH_SIZE, EntryWriter, NewEntry
+from .entries import AUTOMATIC_BATCH_SIZE, EntryWriter, NewEntry, entry_name, is_valid_entry
 from .folder import Dataset
 from .images import PREPARATION_VERSION, UnreadablePicture, decode_picture, fit_to_bucket, to_picture_tensor
 from .index import LATENTS_FOLDER, LatentIndex, LatentSample, folder_number, write_index
 from .picture_index import NUM_READERS, read_content
 from .progress import Progress
 from .scan import Picture, scan_dataset
+from .sizing import Box, Bucket, crop_box
 
 logger = logging.getLogger(__name__)
 

@@ -14,13 +14,12 @@ from torch import Tensor
 
 from ..context import StepContext
 from ..errors import TrainerError
-from .buckets import Bucket
-from .crops import Box
 from .entries import entry_name, is_valid_entry, read_entry, write_entry
 from .images import UnreadablePicture, decode_picture
 from .picture_index import NUM_READERS, read_content
 from .progress import Progress
 from .scan import Picture
+from .sizing import Box, Bucket
 
 RUN = "cache_masks"
 MASK_VERSION = 1

@@ -17,8 +17,7 @@ from ..context import StepContext
 from ..errors import TrainerError
 from .cache import EmbedCache
 from .captions import clean_trigger_words, is_valid_text
-from .entries import entry_name, is_valid_entry, read_notes
-from .entry_writer import AUTOMATIC_BATCH_SIZE, EntryWriter, NewEntry
+from .entries import AUTOMATIC_BATCH_SIZE, EntryWriter, NewEntry, entry_name, is_valid_entry, read_notes
 from .folder import Dataset
 from .index import EMBEDS_FOLDER, EmbedIndex, EmbedSample, write_index
 from .progress import Progress

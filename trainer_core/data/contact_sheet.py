@@ -14,11 +14,11 @@ from PIL import Image, ImageDraw, ImageFont
 
 from ..errors import TrainerError
 from ..files import write_bytes_atomically
-from .crops import crop_box
 from .fonts import Font, choose_font, list_fonts
 from .images import UnreadablePicture, decode_picture, fit_to_bucket
 from .picture_index import read_content
 from .scan import Picture, ScannedDataset
+from .sizing import crop_box
 
 SHEET_VERSION = 1
 MAX_THUMBNAILS = 60

@@ -9,11 +9,17 @@ from pathlib import Path
 from ..context import DEMO_DIR, StepContext
 from ..errors import TrainerError
 from ..settings import check_settings, setting
-from .buckets import GRID
 from .caption_tables import TABLE_READERS, Columns
 from .captions import CAPTION_LINES, CAPTION_SOURCES, add_trigger_words, is_valid_text, join_lines
-from .crops import CROP_STYLES
-from .sizing import ASPECTS, RESOLUTION_TYPES, SizePlan, megapixels_to_resolution, parse_aspect_ratios
+from .sizing import (
+    ASPECTS,
+    CROP_STYLES,
+    GRID,
+    RESOLUTION_TYPES,
+    SizePlan,
+    megapixels_to_resolution,
+    parse_aspect_ratios,
+)
 
 DEMO_FOLDER = "demo"
 

@@ -13,8 +13,7 @@ from PIL import Image, ImageOps
 from torch import Tensor
 
 from ..errors import TrainerError
-from .buckets import Bucket
-from .crops import Box, crop_box
+from .sizing import Box, Bucket, crop_box
 
 PICTURE_SUFFIXES = frozenset({".jpg", ".jpeg", ".png", ".webp", ".avif", ".bmp"})
 PICTURE_FORMATS = ("JPEG", "PNG", "WEBP", "AVIF", "BMP")

@@ -7,10 +7,10 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 from .caption_rows import CaptionCounter, group_by_captions
-from .crops import kept_fraction, upscale_factor
 from .folder import DatasetFolderSettings
-from .picture_quality import BLURRY, find_look_alikes
+from .picture_index import BLURRY, find_look_alikes
 from .scan import Picture, ScannedDataset, ScannedFolder
+from .sizing import kept_fraction, upscale_factor
 
 MAX_LINES = 50
 """Names listed of each kind; the count before them is always complete."""

@@ -7,16 +7,14 @@ from pathlib import Path
 
 from ..context import StepContext
 from ..errors import TrainerError
-from .buckets import Bucket
 from .caption_tables import TABLE_READERS, CaptionTable, read_table
 from .captions import Caption, CaptionPlan, escape_invalid, make_caption
-from .crops import Box
 from .folder import Dataset, DatasetFolder
 from .images import UnreadablePicture
 from .listing import FolderListing, PictureFile, SkippedFile, find_table, list_folder
 from .masks import Mask, Masks, find_masks, mask_of
 from .picture_index import PictureFacts, examine_pictures
-from .sizing import SizedPicture, size_picture
+from .sizing import Box, Bucket, SizedPicture, size_picture
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,11 +15,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from .losses import measure_error
-from .network.layout import PaddedLengths, TokenLayout
+from .losses import Reflection, measure_error, reflexflow_loss
+from .network.layout import PaddedLengths, TokenLayout, patchify
 from .network.transformer import Lumina2Transformer
-from .patches import patchify
-from .reflexflow import Reflection, reflexflow_loss
 from .timesteps import NoiseSettings
 
 DEFAULT_NOISE = NoiseSettings()

@@ -12,9 +12,8 @@ from contextlib import AbstractContextManager, nullcontext
 import torch
 from torch import Tensor
 
-from .network.layout import TokenLayout
+from .network.layout import TokenLayout, patchify, unpatchify
 from .network.transformer import Lumina2Transformer
-from .patches import patchify, unpatchify
 from .timesteps import apply_shift
 
 COMFYUI_TIMESTEPS = 1000

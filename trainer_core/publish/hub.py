@@ -17,7 +17,7 @@ from typing import Any
 
 from ..errors import TrainerError
 from ..files import write_bytes_atomically
-from ..run.folder import name_of
+from ..run_names import name_of
 from .background import Background
 from .model_card import CardFacts, CardPicture, write_card
 from .notices import Report, describe_error

@@ -6,8 +6,8 @@ import re
 from dataclasses import dataclass
 
 from ..errors import TrainerError
+from ..run_names import LIVE, WEIGHTS
 from ..settings import check_file_name, check_settings, setting
-from ..weight_names import LIVE, WEIGHTS
 from .trackers import TRACKERS
 
 AT_END, AT_CHECKPOINTS, NEVER = "end", "checkpoints", "never"

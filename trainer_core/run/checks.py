@@ -8,9 +8,9 @@ from typing import Protocol
 import torch
 
 from ..errors import TrainerError
+from ..run_names import BEST
 from ..training.low_resolution import SizedSample, check_low_resolution
-from ..training.optimizer_checks import check_optimizer_device
-from ..weight_names import BEST
+from ..training.optim.optimizers import check_optimizer_device
 from .job import TrainJob
 
 

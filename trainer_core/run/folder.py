@@ -1,4 +1,4 @@
-"""The run folder: where a run's job, log, checkpoints, samples and result lie."""
+"""The run folder: where a run's job, log, checkpoints, samples and result lie, and what its log says of the result."""
 
 from __future__ import annotations
 
@@ -12,9 +12,9 @@ from typing import Any
 
 from ..errors import TrainerError
 from ..files import write_bytes_atomically, write_json_atomically
-from ..run_names import list_step_folders, step_folder
-from ..validation.held_out_log import HeldOutLog
-from ..weight_names import BEST, EMA, suffix_of, weights_of
+from ..run_names import BEST, EMA, list_step_folders, name_of, step_folder, weights_of
+from ..validation.clip_report import describe_clip_scores
+from ..validation.held_out_log import HeldOutLog, describe_held_out
 
 ADAPTER_FILE, MODEL_FILE = "adapter.safetensors", "model.safetensors"
 """What training gives: an adapter, or a transformer with native names."""
@@ -147,12 +147,6 @@ def is_step(record: Mapping[str, Any]) -> bool:
     return CLIP_SCORE not in record
 
 
-def name_of(weights_file: str, weights: str) -> str:
-    """Name of the file that holds these weights, beside the one with the live ones."""
-    path = Path(weights_file)
-    return f"{path.stem}{suffix_of(weights)}{path.suffix}"
-
-
 def choose_file(path: Path, weights: str) -> Path:
     """The file with these weights.
 
@@ -212,3 +206,17 @@ def _fingerprint_of(path: Path) -> str | None:
         raise TrainerError(
             f"{job_path} is damaged: delete the folder {path.name} or choose another run_name"
         ) from error
+
+
+def describe_run_losses(run: RunFolder) -> str:
+    """The last held-out losses; empty if there are none."""
+    return describe_held_out(run.held_out_log.read())
+
+
+def describe_scores(run: RunFolder) -> str:
+    """The last measurements of every kind; empty if there are none."""
+    texts = [describe_run_losses(run)]
+    last = next((line for line in reversed(run.read_log()) if CLIP_SCORE in line), None)
+    if last is not None:
+        texts.append(describe_clip_scores(last[CLIP_SCORE], last["step"]))
+    return "\n".join(filter(None, texts))

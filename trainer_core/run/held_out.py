@@ -16,7 +16,7 @@ from ..events import Event
 from ..files import delete_folders
 from ..lumina2.encoders.vae import VAE_SCALE
 from ..lumina2.encoders.vae_sizes import LATENT_CHANNELS
-from ..run_names import list_step_folders
+from ..run_names import BASE, list_step_folders, suffix_of
 from ..training.session import TrainingSession
 from ..training.weight_views import WeightView
 from ..validation.held_out_log import (
@@ -29,7 +29,6 @@ from ..validation.held_out_log import (
 )
 from ..validation.held_out_loss import HeldOutSample, held_out_losses
 from ..validation.settings import ValidationSettings
-from ..weight_names import BASE, suffix_of
 from .folder import RunFolder
 from .job import TrainJob
 

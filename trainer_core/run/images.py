@@ -14,17 +14,16 @@ from pathlib import Path
 from ..context import StepContext
 from ..data.cache import load_embeds
 from ..data.index import EmbedIndex
-from ..device import free_memory
+from ..device import explained_out_of_memory, free_memory
 from ..errors import TrainerError
 from ..events import Event
-from ..out_of_memory import explained_out_of_memory
+from ..run_names import BASE, suffix_of
 from ..training.session import TrainingSession
 from ..training.weight_views import WeightView
 from ..validation.clip_report import ClipReport, report_clip_scores
 from ..validation.pictures import load_prompt_embeds, plan_pictures
 from ..validation.render import NOTHING, render_pictures
 from ..validation.settings import PictureSettings, ValidationSettings
-from ..weight_names import BASE, suffix_of
 from .folder import RunFolder
 from .job import TrainJob
 

@@ -1,28 +1,52 @@
-"""Everything one training run is made of, checked before a weight is read."""
+"""Everything one training run is made of, checked before a weight is read, and what tells two runs apart."""
 
 from __future__ import annotations
 
+import dataclasses
+import hashlib
+import importlib.metadata
+import json
+import platform
+import re
 from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
 
 from ..adapters.kinds import AdapterSettings
 from ..data.cache import EmbedCache, LatentCache
 from ..errors import TrainerError
+from ..lumina2.models.checkpoint import fingerprint_files
 from ..lumina2.models.model_files import Lumina2Model
 from ..lumina2.timesteps import NoiseSettings
 from ..publish.settings import AT_CHECKPOINTS, HubSettings, TrackingSettings
+from ..run_names import BEST, EMA
 from ..settings import check_file_name, check_settings, setting
-from ..training.memory_setting import parse_memory
-from ..training.optim.optimizers import OPTIMIZERS
-from ..training.optimizer_checks import check_optimizer
+from ..training.optim.optimizers import OPTIMIZERS, check_optimizer
+from ..training.optim.settings import OptimizerSettings
 from ..training.rollout_settings import RolloutSettings
-from ..training.settings import CheckpointSettings, OptimizerSettings
+from ..training.settings import CheckpointSettings
 from ..validation.settings import ValidationSettings
-from ..weight_names import BEST, EMA
 
 RESERVED_RUN_NAMES = frozenset({"cache", "datasets", "diffusers", "validations"})
 """Folders beside the runs that hold something else."""
 FULL_PRECISIONS = ("bf16", "fp32")
 """Precisions of a model whose own weights are trained."""
+
+AUTO = "auto"
+
+
+def parse_memory(text: str) -> float | None:
+    """GiB of the `memory` setting, None for "auto".
+
+    Raises:
+        TrainerError: It is neither.
+    """
+    if text.strip().lower() == AUTO:
+        return None
+    number = re.fullmatch(r"\s*(\d+(?:\.\d+)?|\.\d+)\s*(?:gib|gb|g)?\s*", text, re.IGNORECASE)
+    if number is None or float(number[1]) <= 0:
+        raise TrainerError(f'memory is {text!r}: write "auto", or how many GiB training may take, such as 8 or 11.5')
+    return float(number[1])
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -177,3 +201,68 @@ class Adapter:
     """The run it came from."""
     step: int
     """Optimizer steps it was trained for."""
+
+
+PACKAGES = ("torch", "diffusers", "transformers", "peft", "accelerate", "safetensors")
+IDENTITY_EXCLUDES = frozenset({"run_name", "gradient_checkpointing", "memory", "optimizer_state"})
+"""Widgets of Train and Optimizer that change neither data, objective nor result."""
+
+
+def fingerprint_job(job: TrainJob, num_processes: int = 1) -> str:
+    """Identifies what is learned: base, data, adapter, optimizer, noise, rollout.
+
+    How a run is watched is left out (validation except the share held out, checkpoints, recomputation, tracking, hub),
+    so that changing it resumes the run. So is how the batches of a step are shared out: two processes go on with what
+    one began with twice the gradient_accumulation_steps.
+    """
+    optimizer = _identity_of(job.optimizer)
+    optimizer["gradient_accumulation_steps"] *= num_processes
+    identity: dict[str, Any] = {
+        "model": [job.model.fingerprint, job.model.precision, job.model.text_attention],
+        "data": [job.latents.fingerprint, job.embeds.fingerprint],
+        "train": _identity_of(job.train),
+        "adapter": None if job.adapter is None else _adapter_identity(job.adapter),
+        "optimizer": optimizer,
+        "noise": dataclasses.asdict(job.noise),
+        **({} if job.rollout is None else {"rollout": dataclasses.asdict(job.rollout)}),  # not in older versions
+        "ema": [job.checkpoints.ema_decay, job.checkpoints.ema_step_interval] if job.checkpoints.use_ema else None,
+    }
+    if job.validation is not None and job.validation.held_out_share:
+        identity["held_out_share"] = job.validation.held_out_share
+    return hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()
+
+
+def _identity_of(settings: Any) -> dict[str, Any]:
+    return {k: v for k, v in dataclasses.asdict(settings).items() if k not in IDENTITY_EXCLUDES}
+
+
+def _adapter_identity(settings: AdapterSettings) -> dict[str, Any]:
+    """Its settings, with the content of the file it starts from instead of the name."""
+    identity = dataclasses.asdict(settings)
+    if identity.get("start_from"):
+        identity["start_from"] = fingerprint_files([Path(identity["start_from"])])
+    return identity
+
+
+def describe_job(job: TrainJob, num_samples: int, device: str, num_processes: int = 1) -> dict[str, Any]:
+    """What job.json holds: every setting, the versions, the fingerprints."""
+    return {
+        **dataclasses.asdict(job),
+        "fingerprint": fingerprint_job(job, num_processes),
+        "num_samples": num_samples,
+        "device": device,
+        "num_processes": num_processes,
+        "versions": package_versions(),
+    }
+
+
+def package_versions() -> dict[str, str]:
+    """Versions of Python and of the packages that decide what comes out."""
+    return {"python": platform.python_version(), **{name: _version(name) for name in PACKAGES}}
+
+
+def _version(package: str) -> str:
+    try:
+        return importlib.metadata.version(package)
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"

@@ -21,9 +21,8 @@ from ..lumina2.ops.attention import has_padded_attention
 from ..lumina2.ops.ops import is_fused
 from ..lumina2.quant.precision import PRECISIONS
 from ..training.low_resolution import num_low_resolution_tokens
-from ..training.memory_setting import parse_memory
 from ..training.optim.optimizers import OPTIMIZERS, state_bytes_on_device
-from .job import TrainJob
+from .job import TrainJob, parse_memory
 from .trained_weights import TrainedWeights
 
 RESERVED_SHARE = 1 / 16

@@ -20,15 +20,14 @@ from ..data.index import EmbedIndex
 from ..errors import StopTraining
 from ..events import Event
 from ..files import copy_atomically, write_safetensors_atomically
-from ..run_names import step_folder
+from ..run_names import BEST, LIVE, VALIDATED_WEIGHTS, name_of, step_folder
 from ..training.checkpoints import WeightsFile, prune_checkpoints, save_checkpoint
 from ..training.session import TrainingSession
 from ..training.step_record import StepRecord
-from ..training.weight_views import VALIDATED_WEIGHTS, WeightView
+from ..training.weight_views import WeightView
 from ..validation.held_out_log import find_best
 from ..validation.pictures import plan_pictures
-from ..weight_names import BEST, LIVE
-from .folder import CLIP_SCORE, RunFolder, name_of
+from .folder import CLIP_SCORE, RunFolder
 from .held_out import HeldOutWatch
 from .images import RunPictures
 from .job import TrainJob

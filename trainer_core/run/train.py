@@ -1,4 +1,4 @@
-"""The training loop."""
+"""The training loop: its live parts are made of the job, and taken to where the run was left."""
 
 from __future__ import annotations
 
@@ -11,29 +11,41 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+import torch
 from filelock import FileLock, Timeout
+from torch import nn
 
+from ..adapters.kinds import without_adapter
 from ..context import StepContext
-from ..data.cache import TrainingSample, join_samples, read_embed_index, read_latent_index
+from ..data.batches import derive_seed
+from ..data.cache import TrainingSample, join_samples, load_embeds, read_embed_index, read_latent_index
 from ..data.held_out import split_samples
 from ..data.index import EmbedIndex
 from ..data.sample_sizes import size_of
-from ..device import free_memory, start_peak_memory
+from ..device import (
+    OutOfMemoryError,
+    explained_out_of_memory,
+    free_memory,
+    preserved_torch_state,
+    start_peak_memory,
+    without_frames,
+)
 from ..errors import OtherProcessFailed, StopTraining, TrainerError
 from ..events import Event
-from ..job_record import describe_job
 from ..lumina2.memory.plan import MemoryPlan
-from ..lumina2.models.base_files import expect_base_transformer
-from ..out_of_memory import OutOfMemoryError, explained_out_of_memory, without_frames
+from ..lumina2.models.base_files import expect_base_transformer, load_base_transformer
 from ..processes import Processes
-from ..run_session import last_saved_step, resume_session, start_session
-from ..torch_state import preserved_torch_state
-from ..training.session import TrainingSession
+from ..run_names import step_of
+from ..training.checkpoints import list_checkpoints, load_checkpoint
+from ..training.optim.optimizers import make_optimizer
+from ..training.session import StepPlan, TrainingSession
+from ..training.settings import CheckpointSettings
+from ..training.weight_views import Ema
 from ..validation.settings import PictureSettings
 from .checks import check_run
 from .folder import RunFolder, open_run
-from .job import TrainJob
-from .memory import memory_remedies, plan_less_memory
+from .job import TrainJob, describe_job
+from .memory import memory_limit, memory_remedies, plan_less_memory
 from .observers import RunObserver, observing
 from .plan import RunPlan, plan_run
 from .recorder import Recorder
@@ -280,3 +292,77 @@ def _tell_of_other_validation(run: RunFolder, job: TrainJob) -> None:
     )
     if any(asked[name] != (drawn or {}).get(name, default) for name, default in defaults.items()):
         logger.warning("Run %s is finished, with pictures of other prompts: draw new ones with Validate", run.name)
+
+
+def last_saved_step(run: RunFolder) -> int:
+    """Of the newest checkpoint; 0 if there is none."""
+    checkpoints = list_checkpoints(run.checkpoints_dir)
+    return step_of(checkpoints[-1]) if checkpoints else 0
+
+
+def start_session(
+    job: TrainJob,
+    weights: TrainedWeights,
+    memory: MemoryPlan,
+    samples: Sequence[TrainingSample],
+    embeds: EmbedIndex,
+    context: StepContext,
+) -> TrainingSession:
+    """Load the base, attach what is trained, and run it as the memory plan says."""
+    train = job.train
+    transformer = load_base_transformer(job.model, context.device, host_blocks=memory.measures.swapped)
+    parameters = weights.attach(transformer)
+    transformer.run_block = memory.make_runner(transformer, context.device)
+    optimizer = make_optimizer(
+        train.optimizer,
+        parameters,
+        learning_rate=train.learning_rate,
+        settings=job.optimizer,
+        seed=derive_seed(train.seed, "rounding"),
+    )
+    return TrainingSession(
+        transformer=transformer.train(),
+        parameters=parameters,
+        optimizer=optimizer,
+        update=weights.make_update(parameters, optimizer, job.optimizer.max_grad_norm, context.processes),
+        processes=context.processes,
+        base_only=None if job.adapter is None else without_adapter,
+        ema=_start_ema(parameters, job.checkpoints, context.device),
+        samples=samples,
+        unconditional=load_embeds(embeds.unconditional),
+        plan=StepPlan(
+            num_steps=train.steps,
+            batch_size=train.batch_size,
+            learning_rate=train.learning_rate,
+            caption_dropout=train.caption_dropout,
+            seed=train.seed,
+            precision=job.model.precision,
+            optimizer=job.optimizer,
+            noise=job.noise,
+            rollout=job.rollout,
+        ),
+        device=context.device,
+        memory_limit=memory_limit(job),
+    )
+
+
+def _start_ema(
+    parameters: Mapping[str, nn.Parameter], settings: CheckpointSettings, device: torch.device
+) -> Ema | None:
+    if not settings.use_ema:
+        return None
+    return Ema(
+        parameters,
+        decay=settings.ema_decay,
+        step_interval=settings.ema_step_interval,
+        device=torch.device("cpu") if settings.ema_device == "cpu" else device,
+    )
+
+
+def resume_session(session: TrainingSession, run: RunFolder, weights: TrainedWeights) -> None:
+    """Go on from the newest checkpoint."""
+    checkpoints = list_checkpoints(run.checkpoints_dir)
+    if checkpoints:
+        session.step = load_checkpoint(checkpoints[-1], session.parameters, session.optimizer, session.average)
+        weights.restore(checkpoints[-1] / weights.file_name)
+        logger.info("Run %s goes on from step %d", run.name, session.step)

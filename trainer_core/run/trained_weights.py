@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from ..adapters.export import read_adapter
-from ..adapters.full import unfreeze
 from ..adapters.kinds import ADAPTERS, AdapterSettings
 from ..adapters.metadata import RunFacts, adapter_metadata, model_metadata
 from ..data.batches import derive_seed
@@ -143,3 +142,15 @@ def choose_trained_weights(job: TrainJob) -> TrainedWeights:
         return FullWeights()
     assert isinstance(job.train, TrainLoRASettings), "an adapter comes with its rank"
     return AdapterWeights(job.train, job.adapter)
+
+
+def unfreeze(transformer: nn.Module) -> dict[str, nn.Parameter]:
+    """Make every weight trainable, in place.
+
+    Returns:
+        The parameters by their native names, in the dtype they have: matrices first, then norms and biases, which are
+        not decayed.
+    """
+    transformer.requires_grad_(True)
+    named = list(transformer.named_parameters())
+    return dict(sorted(named, key=lambda item: item[1].ndim <= 1))

@@ -13,13 +13,12 @@ from pathlib import Path
 from ..context import StepContext
 from ..errors import TrainerError
 from ..lumina2.models.model_files import Lumina2Model
-from ..run.folder import ADAPTER_FILE, name_of
+from ..run.folder import ADAPTER_FILE
 from ..run.job import Adapter
-from ..run_names import list_step_folders, step_of
+from ..run_names import BEST, EMA, list_step_folders, name_of, step_of
 from ..settings import setting
 from ..validation.comparison import draw_comparison
 from ..validation.settings import SamplerSettings, ValidateSettings
-from ..weight_names import BEST, EMA
 
 ALL, FINAL = "all", "final"
 COMPARISONS_FOLDER = "comparisons"

@@ -1,4 +1,4 @@
-"""A dataset of pictures made in the graph: written to the output folder, then read as any folder is."""
+"""Naming pictures as a dataset, and reporting on it: those of a folder, or of the graph, which are written to one."""
 
 from __future__ import annotations
 
@@ -10,12 +10,16 @@ from pathlib import Path
 from torch import Tensor
 
 from ..context import RUNS_FOLDER, StepContext
+from ..data.caption_rows import CaptionCounter
 from ..data.captions import clean_trigger_words, is_valid_text, split_lines
-from ..data.folder import Dataset, DatasetFolderSettings, add_folder
+from ..data.contact_sheet import draw_contact_sheet
+from ..data.folder import Dataset, DatasetFolderSettings, add_folder, open_dataset
 from ..data.picture_set import CaptionedPixels, Pixels, read_picture_set, to_pixels, write_picture_set
 from ..data.progress import Progress
-from ..dataset_report import DatasetReport, report_dataset
+from ..data.report import write_report
+from ..data.scan import scan_dataset
 from ..errors import TrainerError
+from ..lumina2.encoders.prompts import MAX_PROMPT_TOKENS, SYSTEM_PROMPTS, build_prompt
 from ..settings import check_file_name, check_settings, describe_settings, same_as, setting
 
 logger = logging.getLogger(__name__)
@@ -23,6 +27,41 @@ logger = logging.getLogger(__name__)
 DATASETS_FOLDER = "datasets"
 """Below the runs folder."""
 PROGRESS_RUN = "dataset_folder"
+
+GUESS = CaptionCounter(
+    limit=MAX_PROMPT_TOKENS, build_prompt=lambda caption: build_prompt(caption, SYSTEM_PROMPTS["superior"])
+)
+"""No model is known yet, so captions are measured by their bytes, behind the usual system prompt."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DatasetReport:
+    """What the nodes that name a dataset found."""
+
+    dataset: Dataset
+    text: str
+    """Counts, buckets, warnings; for people."""
+    contact_sheet_path: Path
+    """PNG with thumbnails, captions and buckets."""
+
+
+def report_dataset(dataset: Dataset, context: StepContext) -> DatasetReport:
+    """Read a dataset's folders and report on them.
+
+    Raises:
+        TrainerError: A folder is gone, or holds nothing that can be used.
+        StopTraining: The user asked to stop.
+    """
+    scanned = scan_dataset(dataset, context)
+    sheet_path = draw_contact_sheet(scanned, context.cache_dir / "contact_sheets")
+    return DatasetReport(dataset=dataset, text=write_report(scanned, GUESS), contact_sheet_path=sheet_path)
+
+
+def read_dataset_folder(
+    settings: DatasetFolderSettings, *, dataset: Dataset | None = None, context: StepContext
+) -> DatasetReport:
+    """Read a folder and report on it; `dataset` is an earlier one to add to."""
+    return report_dataset(open_dataset(settings, earlier=dataset, context=context), context)
 
 
 @dataclass(frozen=True, kw_only=True)

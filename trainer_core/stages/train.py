@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -14,13 +14,44 @@ from ..lumina2.models.checkpoint import fingerprint_files
 from ..lumina2.models.model_files import Lumina2Model
 from ..lumina2.timesteps import NoiseSettings
 from ..publish.settings import HubSettings, TrackingSettings
-from ..results import TrainFullResult, TrainResult
+from ..run.folder import describe_scores
 from ..run.job import Adapter, TrainFullSettings, TrainJob, TrainLoRASettings
-from ..scores import describe_scores
+from ..training.optim.settings import OptimizerSettings
 from ..training.rollout_settings import RolloutSettings
-from ..training.settings import CheckpointSettings, OptimizerSettings
+from ..training.settings import CheckpointSettings
 from ..validation.pictures import with_files
 from ..validation.settings import ValidationSettings
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainResult:
+    """What training an adapter gives."""
+
+    adapter: Adapter
+    losses: tuple[float, ...]
+    """Loss of each optimizer step of the run."""
+    validation_images: tuple[Path, ...]
+    """Pictures of the last validation, in the order of the prompts; empty without validation."""
+    reused: bool
+    """The run had already finished and nothing was trained."""
+    scores: str
+    """What was measured, for people; empty if nothing was."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainFullResult:
+    """What training the model itself gives."""
+
+    model: Lumina2Model
+    """The trained transformer with text encoder and VAE of the base."""
+    losses: tuple[float, ...]
+    """Loss of each optimizer step of the run."""
+    validation_images: tuple[Path, ...]
+    """Pictures of the last validation, in the order of the prompts; empty without validation."""
+    reused: bool
+    """The run had already finished and nothing was trained."""
+    scores: str
+    """What was measured, for people; empty if nothing was."""
 
 
 def make_job(

@@ -1,10 +1,11 @@
-"""Drawing prompts with a base model and, if given, a trained adapter."""
+"""Validate: prompts drawn with a base model and, if given, a trained adapter."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
 import json
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -13,23 +14,48 @@ from ..adapters.merge import merge_adapter
 from ..adapters.metadata import system_prompt_of
 from ..context import StepContext
 from ..data.cache import load_embeds, read_embed_index
-from ..device import free_memory
-from ..encode_prompts import encode_prompts
+from ..device import explained_out_of_memory, free_memory
 from ..errors import TrainerError
 from ..lumina2.encoders.prompts import SYSTEM_PROMPTS, resolve_system_prompt
 from ..lumina2.models.base_files import load_base_transformer
 from ..lumina2.models.model_files import Lumina2Model
 from ..lumina2.weights.weight_files import read_weights
-from ..out_of_memory import explained_out_of_memory
+from ..run.folder import RunFolder, describe_run_losses
 from ..run.job import Adapter
-from ..validation.pictures import load_prompt_embeds, plan_pictures
+from ..run_names import BASE, suffix_of
+from ..validation.clip_report import describe_clip_scores, report_clip_scores
+from ..validation.pictures import load_prompt_embeds, plan_pictures, with_files
 from ..validation.render import render_pictures
 from ..validation.settings import FROM_ADAPTER, ValidateSettings
-from ..weight_names import BASE, suffix_of
+from .caches import encode_prompts
 
 VALIDATIONS_FOLDER = "validations"
 """Pictures of Validate without an adapter, beside the runs."""
 DEFAULT_SYSTEM_PROMPT = SYSTEM_PROMPTS["superior"]
+
+
+@dataclass(frozen=True, kw_only=True)
+class ValidationResult:
+    """What Validate gives."""
+
+    images: tuple[Path, ...]
+    scores: str
+    """What was measured, for people; empty if nothing was."""
+
+
+def validate(
+    settings: ValidateSettings, *, model: Lumina2Model, adapter: Adapter | None = None, context: StepContext
+) -> ValidationResult:
+    """Draw the prompts with the model and, if given, the adapter."""
+    settings = with_files(settings, context)
+    images = draw_validation(settings, model, adapter, context)
+    report = report_clip_scores(settings, images, context)
+    free_memory(context.device)
+    texts = [
+        describe_clip_scores(report.summary()) if report else "",
+        describe_run_losses(RunFolder(path=Path(adapter.run_dir))) if adapter else "",
+    ]
+    return ValidationResult(images=images, scores="\n".join(filter(None, texts)))
 
 
 @explained_out_of_memory(

@@ -22,10 +22,10 @@ import torch
 from torch import Tensor
 
 from ..data.batches import derive_seed
+from ..lumina2.losses import Reflection
 from ..lumina2.network.transformer import Lumina2Transformer
 from ..lumina2.objective import NoisyBatch, predict_velocity
 from ..lumina2.quant.precision import computation
-from ..lumina2.reflexflow import Reflection
 from .rollout_settings import ROLLOUT_SAMPLERS, ROLLOUT_TARGETS, STRATEGIES, UNITS_OF_SIGMA, RolloutSettings
 
 

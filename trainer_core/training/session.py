@@ -24,16 +24,14 @@ from ..lumina2.timesteps import NoiseSettings
 from ..processes import ALONE, Processes
 from .base_targets import BaseOnly, with_base_targets
 from .batch_builder import BatchBuilder, TrainingBatch
-from .ema import Ema
 from .graphs import GraphedPass, allows_graphs, can_be_captured
-from .lr_schedules import lr_factor
+from .optim.settings import OptimizerSettings, lr_factor
 from .prefetch import Prefetcher
 from .rollout import with_rollout
 from .rollout_settings import RolloutSettings
-from .settings import OptimizerSettings
 from .step_record import StepRecord, StepSamples
 from .updates import UpdateAfterBackward, WeightUpdate
-from .weight_views import WeightView, weight_views
+from .weight_views import Ema, WeightView, weight_views
 
 
 @dataclass(frozen=True, kw_only=True)

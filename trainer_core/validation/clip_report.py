@@ -10,7 +10,7 @@ from statistics import fmean
 import torch
 
 from ..context import StepContext
-from ..weight_names import BASE, weights_of
+from ..run_names import BASE, weights_of
 from .clip_score import clip_scores
 from .confidence import estimate_change, estimate_mean
 from .pictures import plan_pictures

@@ -11,7 +11,7 @@ from statistics import fmean
 from typing import Any
 
 from ..files import write_bytes_atomically
-from ..weight_names import BASE
+from ..run_names import BASE
 from .confidence import Estimate, estimate_change, estimate_mean
 
 

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from ..errors import TrainerError
+from ..run_names import MARKED
 from ..settings import check_file_name
-from ..weight_names import MARKED
 
 PROMPT_KEY = "prompt"
 MAX_BYTES = 4 * 2**20

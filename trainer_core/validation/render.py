@@ -13,6 +13,7 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 from torch import Tensor
 
+from ..device import explained_out_of_memory
 from ..errors import StopTraining
 from ..files import replacing_folder
 from ..lumina2.encoders.vae import VAE_SCALE, decode_latents, load_vae
@@ -20,7 +21,6 @@ from ..lumina2.encoders.vae_sizes import LATENT_CHANNELS
 from ..lumina2.network.transformer import Lumina2Transformer
 from ..lumina2.quant.precision import computation
 from ..lumina2.sampling import initial_noise, sample_latents
-from ..out_of_memory import explained_out_of_memory
 from .pictures import PlannedPicture, plan_pictures
 from .settings import PictureSettings
 

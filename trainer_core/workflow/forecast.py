@@ -9,7 +9,6 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..cli.console import format_duration
 from ..context import StepContext
 from ..data.cache import EmbedCache, LatentCache
 from ..data.cache_text_embeds import check_captions
@@ -23,7 +22,7 @@ from ..lumina2.encoders.prompts import MAX_PROMPT_TOKENS, UNCONDITIONAL, build_p
 from ..lumina2.models.model_files import Lumina2Model
 from ..run.checks import check_run
 from ..run.job import TrainJob
-from ..run.plan import RunPlan, plan_run
+from ..run.plan import RunPlan, format_duration, plan_run
 from ..run.trained_weights import choose_trained_weights
 from ..settings import describe_settings
 from ..stages import caches

@@ -13,12 +13,13 @@ from ..lumina2.models.model_files import LoadSettings
 from ..lumina2.timesteps import NoiseSettings
 from ..publish.settings import HubSettings, TrackingSettings
 from ..run.job import TrainFullSettings, TrainJob, TrainLoRASettings
-from ..stages import caches, train
+from ..stages import caches, dataset, save, train, validate
 from ..stages.caption_table import CaptionTableSettings, read_caption_table
 from ..stages.compare import CompareSettings, compare
 from ..stages.dataset import DatasetFromImagesSettings, read_dataset_from_images
+from ..training.optim.settings import OptimizerSettings
 from ..training.rollout_settings import RolloutSettings
-from ..training.settings import CheckpointSettings, OptimizerSettings
+from ..training.settings import CheckpointSettings
 from ..validation.settings import ValidateSettings, ValidationSettings
 
 
@@ -44,7 +45,7 @@ NODE_STEPS: dict[str, NodeStep] = {
     "Lumina2Load": NodeStep(settings=LoadSettings, run=caches.load_lumina2),
     "Lumina2DatasetFolder": NodeStep(
         settings=DatasetFolderSettings,
-        run=caches.read_dataset_folder,
+        run=dataset.read_dataset_folder,
         sockets=("dataset",),
         outputs=("dataset", None, None),
     ),
@@ -109,16 +110,16 @@ NODE_STEPS: dict[str, NodeStep] = {
         outputs=("model", None, None, "scores"),
     ),
     "Lumina2Validate": NodeStep(
-        settings=ValidateSettings, run=caches.validate, sockets=("model", "adapter"), outputs=(None, "scores")
+        settings=ValidateSettings, run=validate.validate, sockets=("model", "adapter"), outputs=(None, "scores")
     ),
     "Lumina2Compare": NodeStep(
         settings=CompareSettings, run=compare, sockets=("model", "adapter"), outputs=(None, None, "grid_path")
     ),
     "Lumina2SaveAdapter": NodeStep(
-        settings=caches.SaveAdapterSettings, run=caches.save_adapter, sockets=("adapter",), outputs=(None,)
+        settings=save.SaveAdapterSettings, run=save.save_adapter, sockets=("adapter",), outputs=(None,)
     ),
     "Lumina2SaveModel": NodeStep(
-        settings=caches.SaveModelSettings, run=caches.save_model, sockets=("model",), outputs=(None,)
+        settings=save.SaveModelSettings, run=save.save_model, sockets=("model",), outputs=(None,)
     ),
     "Lumina2LoRASettings": NodeStep(settings=LoRASettings),
     "Lumina2LyCORISSettings": NodeStep(settings=LyCORISSettings),

@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lumina2_trainer.trainer_core.canvas_parts import FULL_PARTS, PARTS
 from lumina2_trainer.trainer_core.errors import TrainerError
 from lumina2_trainer.trainer_core.importers.simpletuner.adapter_keys import LYCORIS_KEYS
 from lumina2_trainer.trainer_core.importers.simpletuner.command import read_translation
@@ -25,6 +24,7 @@ from lumina2_trainer.trainer_core.importers.simpletuner.translate import (
     Translation,
     translate,
 )
+from lumina2_trainer.trainer_core.workflow.canvas import FULL_PARTS, PARTS
 from lumina2_trainer.trainer_core.workflow.nodes import NODE_STEPS
 
 from .quickstart_files import LOKR, PICTURES, QUICKSTART, TEXT_EMBEDS, minimal, translate_files, write_files

@@ -13,7 +13,6 @@ import pytest
 import torch
 from lumina2_trainer.benchmarks.base_file import GEMMA_2_2B
 from lumina2_trainer.trainer_core.data.cache import load_embeds, read_embed_index
-from lumina2_trainer.trainer_core.encode_prompts import encode_prompts
 from lumina2_trainer.trainer_core.errors import StopTraining
 from lumina2_trainer.trainer_core.lumina2.encoders import fitting_text_encoder, streamed_text_encoder, text_encoder
 from lumina2_trainer.trainer_core.lumina2.encoders.fitting_text_encoder import FittingTextEncoder
@@ -25,12 +24,17 @@ from lumina2_trainer.trainer_core.lumina2.encoders.streamed_text_encoder import 
     plan_stream,
     whole_bytes,
 )
-from lumina2_trainer.trainer_core.lumina2.encoders.text_encoder import TextEncoder, load_text_encoder, load_tokenizer
+from lumina2_trainer.trainer_core.lumina2.encoders.text_encoder import (
+    TEXT_ATTENTIONS,
+    TextEncoder,
+    load_text_encoder,
+    load_tokenizer,
+)
 from lumina2_trainer.trainer_core.lumina2.encoders.text_files import find_text_files
-from lumina2_trainer.trainer_core.lumina2.models.model_files import TEXT_ATTENTIONS, LoadSettings
+from lumina2_trainer.trainer_core.lumina2.models.model_files import LoadSettings
 from lumina2_trainer.trainer_core.lumina2.weights.weight_files import TensorEntry
 from lumina2_trainer.trainer_core.lumina2.weights.weight_reader import WeightReader
-from lumina2_trainer.trainer_core.stages.caches import load_lumina2
+from lumina2_trainer.trainer_core.stages.caches import encode_prompts, load_lumina2
 from torch import Tensor
 
 from ...data.sample_files import make_context

@@ -13,13 +13,13 @@ import torch
 from lumina2_trainer.trainer_core.errors import TrainerError
 from lumina2_trainer.trainer_core.lumina2.encoders.prompts import SYSTEM_PROMPTS, build_prompt
 from lumina2_trainer.trainer_core.lumina2.encoders.text_encoder import (
+    TEXT_ATTENTIONS,
     TextEncoder,
     count_tokens,
     describe_differences,
     load_text_encoder,
 )
 from lumina2_trainer.trainer_core.lumina2.encoders.text_files import find_text_files
-from lumina2_trainer.trainer_core.lumina2.models.model_files import TEXT_ATTENTIONS
 from torch import Tensor
 
 from ..tiny_files import (

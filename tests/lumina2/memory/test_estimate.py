@@ -25,7 +25,7 @@ from lumina2_trainer.trainer_core.lumina2.network.padding import ShapeLimiter
 from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Config, Lumina2Transformer
 from lumina2_trainer.trainer_core.lumina2.quant.precision import PRECISIONS
 from lumina2_trainer.trainer_core.training.optim.optimizers import OPTIMIZERS, make_optimizer, state_bytes_on_device
-from lumina2_trainer.trainer_core.training.settings import OptimizerSettings
+from lumina2_trainer.trainer_core.training.optim.settings import OptimizerSettings
 
 from ..tiny_models import TINY, tiny_transformer
 from .simulated_gpu import simulate_step

@@ -20,7 +20,7 @@ from lumina2_trainer.trainer_core.lumina2.memory.plan import (
 from lumina2_trainer.trainer_core.lumina2.memory.recompute import InputsOnDevice, RecomputeBlocks, WeightsOnDevice
 from lumina2_trainer.trainer_core.lumina2.memory.sizes import BatchSize
 from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Config, keep_activations
-from lumina2_trainer.trainer_core.training.memory_setting import parse_memory
+from lumina2_trainer.trainer_core.run.job import parse_memory
 
 from ..tiny_models import CPU, tiny_transformer
 from .test_estimate import GIB, H100, measure

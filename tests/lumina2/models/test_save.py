@@ -9,14 +9,13 @@ import pytest
 import torch
 from lumina2_trainer.trainer_core.context import StepContext
 from lumina2_trainer.trainer_core.errors import TrainerError
-from lumina2_trainer.trainer_core.lumina2.all_in_one import save_all_in_one
 from lumina2_trainer.trainer_core.lumina2.encoders.text_encoder import load_text_encoder
 from lumina2_trainer.trainer_core.lumina2.encoders.vae import decode_latents, load_vae
 from lumina2_trainer.trainer_core.lumina2.models.base_files import find_model_files
 from lumina2_trainer.trainer_core.lumina2.models.checkpoint import load_transformer
 from lumina2_trainer.trainer_core.lumina2.models.model_files import LoadSettings, Lumina2Model
-from lumina2_trainer.trainer_core.lumina2.models.save import MODEL_LAYOUTS
-from lumina2_trainer.trainer_core.stages import caches
+from lumina2_trainer.trainer_core.lumina2.models.save import MODEL_LAYOUTS, save_all_in_one
+from lumina2_trainer.trainer_core.stages import save
 from safetensors import safe_open
 from torch import Tensor
 
@@ -80,8 +79,8 @@ def contents(model: Lumina2Model) -> dict[str, Tensor]:
 @pytest.mark.parametrize("layout", MODEL_LAYOUTS)
 def test_saved_model_is_the_model(context: StepContext, base: str, layout: str) -> None:
     model = open_base(base, context)
-    settings = caches.SaveModelSettings(name="saved", layout=layout, dtype="fp32")
-    path = caches.save_model(settings, model=model, context=context)
+    settings = save.SaveModelSettings(name="saved", layout=layout, dtype="fp32")
+    path = save.save_model(settings, model=model, context=context)
     assert path.parent == context.model_output_dirs[MODEL_LAYOUTS[layout].kind]
     assert [p.name for p in path.parent.iterdir() if p.name.startswith(".")] == []
     parts = {} if layout != "transformer" else BASES["split"]
@@ -93,8 +92,8 @@ def test_saved_model_is_the_model(context: StepContext, base: str, layout: str) 
 
 def test_a_name_is_never_taken_twice_and_weights_are_rounded_to_the_dtype(context: StepContext) -> None:
     model = open_base("all-in-one", context)
-    settings = caches.SaveModelSettings(name="twice", layout="transformer", dtype="bf16")
-    paths = [caches.save_model(settings, model=model, context=context) for _ in range(2)]
+    settings = save.SaveModelSettings(name="twice", layout="transformer", dtype="bf16")
+    paths = [save.save_model(settings, model=model, context=context) for _ in range(2)]
     assert [path.name for path in paths] == ["twice_00001.safetensors", "twice_00002.safetensors"]
     with safe_open(paths[1], "pt") as file:
         assert {file.get_slice(name).get_dtype() for name in file.keys()} == {"BF16"}  # noqa: SIM118
@@ -106,8 +105,8 @@ def test_folder_opens_in_diffusers(context: StepContext, base: str) -> None:
     from diffusers import Lumina2Pipeline
 
     model = open_base(base, context)
-    settings = caches.SaveModelSettings(name="pipeline", layout="diffusers", dtype="fp32")
-    path = caches.save_model(settings, model=model, context=context)
+    settings = save.SaveModelSettings(name="pipeline", layout="diffusers", dtype="fp32")
+    path = save.save_model(settings, model=model, context=context)
     pipeline = Lumina2Pipeline.from_pretrained(path, torch_dtype=torch.float32)
     assert pipeline.scheduler.config.shift == 6.0
     transformer = load_transformer(Path(model.base_path), device=CPU, dtype=torch.float32)
@@ -133,7 +132,7 @@ def test_a_width_that_diffusers_cannot_build_is_refused_and_leaves_nothing(conte
     folder = context.model_output_dirs["diffusers"]
     before = sorted(folder.iterdir())
     with pytest.raises(TrainerError, match="MLP is 640 wide, but diffusers' Lumina2 has 512 at width 96"):
-        caches.save_model(caches.SaveModelSettings(layout="diffusers"), model=model, context=context)
+        save.save_model(save.SaveModelSettings(layout="diffusers"), model=model, context=context)
     assert sorted(folder.iterdir()) == before
 
 
@@ -163,5 +162,5 @@ def test_a_tokenizer_of_another_kind_is_refused(tmp_path: Path) -> None:
     )
     model = find_model_files(LoadSettings(base="other.safetensors"), context=context)
     with pytest.raises(TrainerError, match=r"tokenizer is not of Gemma2's kind, and tokenizer\.json would read"):
-        caches.save_model(caches.SaveModelSettings(layout="diffusers"), model=model, context=context)
+        save.save_model(save.SaveModelSettings(layout="diffusers"), model=model, context=context)
     assert list((tmp_path / "diffusers").iterdir()) == []

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
+from lumina2_trainer.trainer_core.lumina2.network.layout import patchify, unpatchify
 from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Transformer
 from lumina2_trainer.trainer_core.lumina2.ops.attention import Segments, attend
-from lumina2_trainer.trainer_core.lumina2.patches import patchify, unpatchify
 
 from ..diffusers_reference import diffusers_transformer, run_diffusers
 from ..tiny_models import CPU, TINY, random_samples, relative_error, run_packed, tiny_transformer

@@ -11,12 +11,11 @@ from unittest import mock
 
 import torch
 from lumina2_trainer.trainer_core.adapters.lora import LoRASettings, attach_lora
-from lumina2_trainer.trainer_core.lumina2 import quantized_linear
-from lumina2_trainer.trainer_core.lumina2.matrix_formats import MATRIX_FORMATS
 from lumina2_trainer.trainer_core.lumina2.network import feed_forward
 from lumina2_trainer.trainer_core.lumina2.network.transformer import FeedForward, Lumina2Config
 from lumina2_trainer.trainer_core.lumina2.ops import ops
-from lumina2_trainer.trainer_core.lumina2.quant import four_bit
+from lumina2_trainer.trainer_core.lumina2.quant import eight_bit, four_bit
+from lumina2_trainer.trainer_core.lumina2.quant.precision import MATRIX_FORMATS
 from torch import Tensor, nn
 
 DEVICE = torch.device(sys.argv[1])
@@ -64,7 +63,7 @@ def run(mlp: nn.Module, x_SD: Tensor, *, is_fused: bool, known_SD: Tensor | None
         mock.patch.object(ops, "is_fused", return_value=is_fused),
         mock.patch.object(feed_forward, "is_fused", return_value=is_fused),
         mock.patch.object(four_bit, "is_fused", return_value=is_fused),
-        mock.patch.object(quantized_linear, "has_8_bit_products", return_value=is_fused),
+        mock.patch.object(eight_bit, "has_8_bit_products", return_value=is_fused),
     ):
         out = mlp(x_SD, known_SD)
         grads = torch.autograd.grad((out * target).sum(), [x_SD, *trained])

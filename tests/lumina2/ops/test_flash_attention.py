@@ -12,10 +12,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from lumina2_trainer.trainer_core.lumina2.memory.recompute import RecomputeBlocks
-from lumina2_trainer.trainer_core.lumina2.network.layout import PaddedLengths, TokenLayout
+from lumina2_trainer.trainer_core.lumina2.network.layout import PaddedLengths, TokenLayout, patchify
 from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Transformer
 from lumina2_trainer.trainer_core.lumina2.ops import attention, flash_attention
-from lumina2_trainer.trainer_core.lumina2.patches import patchify
 from torch import Tensor
 
 from ..tiny_models import CPU, random_samples, relative_error, tiny_transformer

@@ -6,8 +6,7 @@ import pytest
 import torch
 from lumina2_trainer.trainer_core.adapters.lora import LoRASettings, attach_lora
 from lumina2_trainer.trainer_core.lumina2.quant import eight_bit
-from lumina2_trainer.trainer_core.lumina2.quant.eight_bit import quantize_weight
-from lumina2_trainer.trainer_core.lumina2.quantized_linear import QuantizedLinear
+from lumina2_trainer.trainer_core.lumina2.quant.eight_bit import QuantizedLinear, quantize_weight
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -5,10 +5,9 @@ from __future__ import annotations
 import pytest
 import torch
 from lumina2_trainer.trainer_core.adapters.lora import LoRASettings, attach_lora
-from lumina2_trainer.trainer_core.lumina2.four_bit_linear import FourBitLinear
 from lumina2_trainer.trainer_core.lumina2.memory.block_swap import swappable_tensors
 from lumina2_trainer.trainer_core.lumina2.quant import four_bit
-from lumina2_trainer.trainer_core.lumina2.quant.four_bit import make_levels, pack, unpack
+from lumina2_trainer.trainer_core.lumina2.quant.four_bit import FourBitLinear, make_levels, pack, unpack
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 import torch
-from lumina2_trainer.trainer_core.lumina2 import four_bit_linear, quantized_linear
-from lumina2_trainer.trainer_core.lumina2.matrix_formats import MATRIX_FORMATS
 from lumina2_trainer.trainer_core.lumina2.models.checkpoint import load_transformer
+from lumina2_trainer.trainer_core.lumina2.quant import eight_bit, four_bit
 from lumina2_trainer.trainer_core.lumina2.quant.compressed_linear import CompressedLinear
 from lumina2_trainer.trainer_core.lumina2.quant.eight_bit import quantize_weight
 from lumina2_trainer.trainer_core.lumina2.quant.four_bit import pack
+from lumina2_trainer.trainer_core.lumina2.quant.precision import MATRIX_FORMATS
 from lumina2_trainer.trainer_core.lumina2.weights import module_weights
 from torch import Tensor
 
@@ -42,8 +42,8 @@ def test_matrices_are_quantised_one_by_one_while_loading(
         full.append(weakref.ref(weight))
         return pack(weight)
 
-    monkeypatch.setattr(quantized_linear, "quantize_weight", quantize_and_watch)
-    monkeypatch.setattr(four_bit_linear, "pack", pack_and_watch)
+    monkeypatch.setattr(eight_bit, "quantize_weight", quantize_and_watch)
+    monkeypatch.setattr(four_bit, "pack", pack_and_watch)
     monkeypatch.setattr(module_weights, "torch", SimpleNamespace(empty=make_empty))
     loaded = load_transformer(path, device=CPU, dtype=torch.bfloat16, matrix_dtype=matrix_dtype)
     monkeypatch.undo()

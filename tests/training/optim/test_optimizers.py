@@ -9,9 +9,14 @@ import pytest
 import torch
 from lumina2_trainer.trainer_core.errors import TrainerError
 from lumina2_trainer.trainer_core.training.checkpoints import load_checkpoint, save_checkpoint
-from lumina2_trainer.trainer_core.training.optim.optimizers import OPTIMIZERS, make_optimizer, usable_weights
-from lumina2_trainer.trainer_core.training.optimizer_checks import check_optimizer, check_optimizer_device
-from lumina2_trainer.trainer_core.training.settings import OptimizerSettings
+from lumina2_trainer.trainer_core.training.optim.averaging import usable_weights
+from lumina2_trainer.trainer_core.training.optim.optimizers import (
+    OPTIMIZERS,
+    check_optimizer,
+    check_optimizer_device,
+    make_optimizer,
+)
+from lumina2_trainer.trainer_core.training.optim.settings import OptimizerSettings
 from lumina2_trainer.trainer_core.training.updates import UpdateAfterBackward
 from torch import Tensor, nn
 

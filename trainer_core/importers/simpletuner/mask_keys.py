@@ -4,8 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from .backends import is_folder, kind_of, place_of
-from .rules import Options, Outcome, Rules, by, flag, number, text
+from .rules import Options, Outcome, Rules, by, flag, is_folder, kind_of, number, place_of, text
 
 CONDITIONING = "conditioning"
 SOFT, BINARY = "mask", "segmentation"

@@ -6,10 +6,9 @@ import json
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from ...canvas_parts import FULL_PARTS, PARTS
+from ...workflow.canvas import FULL_PARTS, PARTS
 from .adapter_keys import LYCORIS_KEYS
-from .cache_keys import TEXT_EMBEDS_KEYS
-from .dataset_keys import DATASET_KEYS
+from .dataset_keys import DATASET_KEYS, TEXT_EMBEDS_KEYS
 from .rules import NOT_GIVEN, Rules
 from .translate import CONFIG_TOPICS, DEFAULT, IGNORED, MAPPED, UNKNOWN, Row, Translation
 

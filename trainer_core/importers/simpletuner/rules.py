@@ -1,9 +1,12 @@
-"""What becomes of one key of SimpleTuner: the parts that the tables of keys are written with."""
+"""What becomes of one key of SimpleTuner: the parts that the tables of keys are written with.
+
+The last functions find entries of the data backend file by what they hold.
+"""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -185,3 +188,32 @@ def file_name(value: str, fallback: str) -> str:
     """A text as this pack allows names of runs and files: letters, digits, ".", "-" and "_"."""
     kept = "".join(letter if letter.isascii() and (letter.isalnum() or letter in "._-") else "-" for letter in value)
     return kept.strip("._-")[:100].rstrip("._-") or fallback
+
+
+def read_entries(where: str, entries: Sequence[Mapping[str, Any]]) -> tuple[Options, ...]:
+    """Every entry with what messages call it."""
+    named = []
+    for position, entry in enumerate(entries, start=1):
+        name = text(Options(where=f"{where}, entry {position}", given=entry), "id") or f"entry {position}"
+        named.append(Options(where=f"{where}, {name}", given=entry))
+    return tuple(named)
+
+
+def kind_of(entry: Options) -> str:
+    """Its dataset_type."""
+    return text(entry, "dataset_type").strip().lower() or "image"
+
+
+def place_of(entry: Options) -> str:
+    """Its type: "local" is a folder of this machine."""
+    return text(entry, "type").strip().lower() or "local"
+
+
+def is_folder(entry: Options) -> bool:
+    """Whether it is a folder of this machine that is in use."""
+    return place_of(entry) == "local" and not flag(entry, "disabled")
+
+
+def holds(entries: Iterable[Options], kind: str) -> bool:
+    """Whether an entry of this kind is in use."""
+    return any(kind_of(entry) == kind and not flag(entry, "disabled") for entry in entries)

@@ -7,19 +7,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from ...canvas_parts import FULL_PARTS, PARTS
 from ...data.folder import DatasetFolderSettings
 from ...errors import TrainerError
+from ...workflow.canvas import FULL_PARTS, PARTS
 from ...workflow.nodes import NODE_STEPS
 from .adapter_keys import LORA_KEYS, LYCORIS_KEYS
-from .backends import is_folder, kind_of, place_of, read_entries
-from .cache_keys import DATASET_CONFIG_KEYS, SHARED_WITH_CONFIG, TEXT_EMBEDS_KEYS
-from .dataset_keys import DATASET_KEYS
+from .dataset_keys import DATASET_CONFIG_KEYS, DATASET_KEYS, SHARED_WITH_CONFIG, TEXT_EMBEDS_KEYS
 from .learning_keys import LEARNING_KEYS
 from .mask_keys import CONDITIONING, is_mask_in_use, why_unusable
 from .noise_keys import NOISE_KEYS
 from .rollout_keys import ROLLOUT_KEYS, why_not_rolled
-from .rules import Options, Rules, defaults_of, find_rule, flag
+from .rules import Options, Rules, defaults_of, find_rule, flag, is_folder, kind_of, place_of, read_entries
 from .run_keys import RUN_KEYS, is_full, is_lycoris
 from .sharing_keys import OTHER_KEYS, SHARING_KEYS
 from .validation_keys import NO_PICTURES, VALIDATION_KEYS, has_prompts, measures_held_out

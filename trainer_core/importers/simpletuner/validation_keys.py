@@ -5,8 +5,23 @@ from __future__ import annotations
 from collections.abc import Callable
 from pathlib import PurePosixPath
 
-from .backends import holds
-from .rules import Options, Outcome, Parse, Rules, by, count, flag, ignored, lines, number, one_of, text, to, whole
+from .rules import (
+    Options,
+    Outcome,
+    Parse,
+    Rules,
+    by,
+    count,
+    flag,
+    holds,
+    ignored,
+    lines,
+    number,
+    one_of,
+    text,
+    to,
+    whole,
+)
 
 SIDE = 16
 """Pixels that a validation picture's sides are multiples of."""

@@ -10,8 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from ...device import available_memory, free_memory
-from ...out_of_memory import is_out_of_memory
+from ...device import available_memory, free_memory, is_out_of_memory
 from .streamed_text_encoder import StreamedTextEncoder, StreamPlan, plan_stream, whole_bytes
 from .text_encoder import (
     MAX_BATCH_TOKENS,

@@ -12,10 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from ...errors import TrainerError
-from ..models.model_files import TEXT_ATTENTIONS
-from ..prompt_differences import describe_syntax, shorten, unescape
 from ..weights.module_weights import fill_parameters
-from .prompts import MAX_PROMPT_TOKENS
+from .prompts import MAX_PROMPT_TOKENS, describe_syntax, shorten, unescape
 from .text_files import HEAD_SIZE, TextFiles, find_text_files
 from .upcast_linear import UpcastLinear
 
@@ -23,7 +21,8 @@ if TYPE_CHECKING:
     from sentencepiece import SentencePieceProcessor
     from transformers import Gemma2Model
 
-
+TEXT_ATTENTIONS: dict[str, float | None] = {"comfyui": None, "original": 50.0}
+"""tanh cap of Gemma2's attention logits by choice: ComfyUI has none, Gemma2 was trained with 50."""
 MAX_BATCH_TOKENS = {"cuda": 4096, "cpu": 1024}
 """Tokens of a batch by the kind of device, padding included: where more no longer helps. On a GPU the intermediate
 values of Gemma-2-2B take about 1.5 GiB, on a CPU 0.2."""

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...out_of_memory import is_out_of_memory
+from ...device import is_out_of_memory
 from .vae_strips import SCALES, StripPlan, list_layers
 
 logger = logging.getLogger(__name__)

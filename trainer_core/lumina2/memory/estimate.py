@@ -14,8 +14,8 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from functools import cached_property
 
-from ..block_passes import slices
 from .block_swap import NUM_SLOTS
+from .recompute import slices
 from .sizes import BatchSize, DeviceFacts, ModelSize
 
 FEED_LAYERS = {"feed_forward.w1", "feed_forward.w2", "feed_forward.w3"}

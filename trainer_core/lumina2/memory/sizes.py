@@ -9,11 +9,10 @@ from typing import NamedTuple
 
 import torch
 
-from ..matrix_formats import MATRIX_FORMATS
 from ..network.padding import MAX_EXACT_SHAPES, choose_padding, most_stored, next_multiples
 from ..network.transformer import Block, Lumina2Config, Lumina2Transformer
 from ..quant.eight_bit import MIN_CAPABILITY
-from ..quant.precision import Precision
+from ..quant.precision import MATRIX_FORMATS, Precision
 from .block_swap import swappable_tensors
 
 LAYERS = ("attention.qkv", "attention.out", "feed_forward.w1", "feed_forward.w2", "feed_forward.w3")

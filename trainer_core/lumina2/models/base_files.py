@@ -14,8 +14,8 @@ from ..encoders.text_files import ALL_IN_ONE_TEXT_PREFIX, find_text_files
 from ..encoders.vae import ALL_IN_ONE_VAE_PREFIX, check_vae
 from ..network.transformer import Lumina2Transformer
 from ..quant.precision import PRECISIONS, check_device
-from ..read_ahead import read_ahead
 from ..weights.weight_files import read_weights
+from ..weights.weight_reader import read_ahead
 from .checkpoint import fingerprint_files, inspect_transformer, load_transformer, read_config
 from .model_files import LoadSettings, Lumina2Model
 

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 
 from ...errors import TrainerError
-from ..matrix_formats import MATRIX_FORMATS
 from ..memory.block_swap import swappable_tensors
 from ..network.transformer import Lumina2Config, Lumina2Transformer
+from ..quant.precision import MATRIX_FORMATS
 from ..weights.foreign_models import describe_foreign
 from ..weights.module_weights import (
     Plan,

@@ -5,10 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from ...settings import check_settings, setting
+from ..encoders.text_encoder import TEXT_ATTENTIONS
 from ..quant.precision import PRECISIONS
-
-TEXT_ATTENTIONS: dict[str, float | None] = {"comfyui": None, "original": 50.0}
-"""tanh cap of Gemma2's attention logits by choice: ComfyUI has none, Gemma2 was trained with 50."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from ..ops.ops import is_fused, swiglu
 from ..ops.quantized_rows import QuantizedRows
-from ..quant.eight_bit import multiply
+from ..quant.eight_bit import QuantizedLinear, multiply
 from ..quant.frozen_linear import (
     FrozenLayer,
     add_frozen_input_gradient,
@@ -23,7 +23,6 @@ from ..quant.frozen_linear import (
     find_frozen_layer,
     frozen_input_gradient,
 )
-from ..quantized_linear import QuantizedLinear
 
 Layers = tuple[FrozenLayer, FrozenLayer, FrozenLayer]
 """w1, w2 and w3."""

@@ -1,4 +1,4 @@
-"""How a batch of samples is packed into one token sequence, and the rotary tables that go with it.
+"""How a batch of samples becomes one token sequence: patches, packing, and the rotary tables that go with it.
 
 Shape suffixes: S caption and image tokens of all samples, L caption tokens, T image tokens, E head size.
 """
@@ -183,3 +183,32 @@ def _axis_tables(dim: int, size: int) -> tuple[Tensor, Tensor]:
     frequency = ROPE_THETA ** -(torch.arange(0, dim, 2, dtype=torch.float64) / dim)
     angle = torch.arange(size, dtype=torch.float64)[:, None] * frequency
     return angle.cos().float(), angle.sin().float()
+
+
+def patchify(latents: Tensor, patch_size: int = 2) -> Tensor:
+    """Cut latents into tokens.
+
+    Args:
+        latents: [channels, height, width]; height and width multiples of `patch_size`.
+
+    Returns:
+        [rows * columns, patch_size * patch_size * channels], each patch laid out (row, column, channel).
+    """
+    channels, height, width = latents.shape
+    rows, columns = height // patch_size, width // patch_size
+    x = latents.reshape(channels, rows, patch_size, columns, patch_size)
+    return x.permute(1, 3, 2, 4, 0).reshape(rows * columns, -1)  # [C, R, p, W, p] -> [R, W, p, p, C]
+
+
+def unpatchify(tokens: Tensor, rows: int, columns: int, patch_size: int = 2) -> Tensor:
+    """The inverse of `patchify`.
+
+    Args:
+        tokens: [rows * columns, patch_size * patch_size * channels].
+
+    Returns:
+        [channels, rows * patch_size, columns * patch_size].
+    """
+    x = tokens.reshape(rows, columns, patch_size, patch_size, -1)
+    x = x.permute(4, 0, 2, 1, 3)  # [R, W, p, p, C] -> [C, R, p, W, p]
+    return x.reshape(-1, rows * patch_size, columns * patch_size)

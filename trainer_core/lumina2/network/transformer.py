@@ -9,19 +9,18 @@ H query heads, K key/value heads, E head size, C channels of a patch, P size of 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from ..joint_tokens import join_tokens
 from ..ops.attention import Segments, attend, padding_to_mark
 from ..ops.ops import normalise_and_rotate, per_token, residual_norm
 from ..quant.frozen_linear import apply_linear
-from ..timestep_embedder import TimestepEmbedder
 from .feed_forward import feed_forward, uses_known_result
 from .layout import TokenLayout, TokenStream
 
@@ -214,6 +213,29 @@ def keep_activations(
     return block(x_SD, stream, time_embed_BP)
 
 
+TIME_FREQUENCIES = 256
+
+
+class TimestepEmbedder(nn.Module):
+    """Sinusoidal features of t in [0, 1] (not multiplied by 1000) through a two-layer MLP."""
+
+    def __init__(self, size: int) -> None:
+        """
+        Args:
+            size: P.
+        """
+        super().__init__()
+        self.mlp = nn.Sequential(nn.Linear(TIME_FREQUENCIES, size), nn.SiLU(), nn.Linear(size, size))
+
+    def forward(self, timesteps_B: Tensor) -> Tensor:
+        """[B, P], in the dtype of the weights."""
+        half = TIME_FREQUENCIES // 2
+        exponent = torch.arange(half, dtype=torch.float32, device=timesteps_B.device) / half
+        angle = timesteps_B[:, None].float() * torch.exp(-math.log(10000) * exponent)
+        features = torch.cat([angle.cos(), angle.sin()], -1)
+        return self.mlp(features.to(cast(Tensor, self.mlp[0].weight).dtype))
+
+
 class FinalLayer(nn.Module):
     """Layer norm, scale from the time embedding, projection to the patch."""
 
@@ -226,6 +248,34 @@ class FinalLayer(nn.Module):
         scale_TD = per_token(self.adaLN_modulation(time_embed_BP), stream.sample_index)
         normed_TD = F.layer_norm(x_TD, x_TD.shape[-1:], eps=1e-6).to(x_TD.dtype)
         return self.linear(normed_TD * (1 + scale_TD))
+
+
+def join_tokens(caption_LD: Tensor, image_TD: Tensor, layout: TokenLayout) -> Tensor:
+    """Every token at its place in the joint sequence, [S, D] in the images' dtype.
+
+    Neither input is kept for the backward pass, as `Tensor.index_copy` would do.
+    """
+    caption_LD = caption_LD.to(image_TD.dtype)
+    return _Join.apply(caption_LD, image_TD, layout.caption_index_L, layout.image_index_T)
+
+
+class _Join(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, caption_LD: Tensor, image_TD: Tensor, caption_index_L: Tensor, image_index_T: Tensor
+    ) -> Tensor:
+        ctx.save_for_backward(caption_index_L, image_index_T)
+        joint_SD = image_TD.new_empty(len(caption_LD) + len(image_TD), image_TD.shape[1])
+        return joint_SD.index_copy_(0, caption_index_L, caption_LD).index_copy_(0, image_index_T, image_TD)
+
+    @staticmethod
+    def backward(ctx: Any, grad_SD: Tensor) -> tuple[Tensor | None, ...]:
+        indices = ctx.saved_tensors
+        grads = [
+            grad_SD.index_select(0, index) if is_needed else None
+            for index, is_needed in zip(indices, ctx.needs_input_grad[:2], strict=True)
+        ]
+        return *grads, None, None
 
 
 class Lumina2Transformer(nn.Module):

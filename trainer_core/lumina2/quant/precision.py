@@ -1,13 +1,19 @@
-"""Precision of the frozen base and of the computation."""
+"""Precision of the frozen base and of the computation, and the layers that hold matrices of few bits."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 
 import torch
+from torch import Tensor
 
 from ...errors import TrainerError
+from .compressed_linear import CompressedLinear
+from .eight_bit import QuantizedLinear
+from .four_bit import FourBitLinear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,3 +56,12 @@ def check_device(precision: str, device: torch.device) -> None:
     """
     if device.type == "mps" and PRECISIONS[precision].matrix_dtype == torch.float8_e4m3fn:
         raise TrainerError(f"precision is {precision}, which Apple's GPUs do not have: choose int8, nf4 or bf16")
+
+
+MATRIX_FORMATS: dict[torch.dtype, Callable[[Tensor, Tensor | None], CompressedLinear]] = {
+    torch.float8_e4m3fn: partial(QuantizedLinear, dtype=torch.float8_e4m3fn),
+    torch.int8: partial(QuantizedLinear, dtype=torch.int8),
+    torch.uint8: FourBitLinear,
+}
+"""The layer made of a weight [O, I] and a bias, by the dtype in which matrices of the transformer's blocks are stored,
+where that is not the dtype of the computation."""

@@ -10,8 +10,7 @@ import pytest
 import sentencepiece
 from lumina2_trainer.trainer_core.lumina2.encoders.text_files import find_text_files
 from lumina2_trainer.trainer_core.lumina2.models.base_files import DEMO_MODEL_PATH
-from lumina2_trainer.trainer_core.lumina2.models.diffusers_folder import write_tokenizer
-from lumina2_trainer.trainer_core.lumina2.tokenizer_json import read_pieces
+from lumina2_trainer.trainer_core.lumina2.models.diffusers_folder import read_pieces, write_tokenizer
 
 from ..tiny_files import SENTENCES, train_spiece
 

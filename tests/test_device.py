@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from lumina2_trainer.trainer_core.out_of_memory import OutOfMemoryError, explained_out_of_memory
-from lumina2_trainer.trainer_core.stages import caches
+from lumina2_trainer.trainer_core.device import OutOfMemoryError, explained_out_of_memory
+from lumina2_trainer.trainer_core.stages import caches, validate
 from lumina2_trainer.trainer_core.validation.settings import ValidateSettings
 
 from .training_setup import make_setup
@@ -66,6 +66,6 @@ def test_each_step_names_its_own_settings(tmp_path: Path, monkeypatch: pytest.Mo
         )
     monkeypatch.setattr("lumina2_trainer.trainer_core.validation.render.sample_latents", run_out)
     with pytest.raises(OutOfMemoryError, match=r"drawing pictures .* width and height"):
-        caches.validate(
+        validate.validate(
             ValidateSettings(prompts="a red square", width=64, height=64), model=setup.model, context=setup.context
         )

@@ -5,9 +5,9 @@ from __future__ import annotations
 from dataclasses import replace
 
 import torch
+from lumina2_trainer.trainer_core.lumina2.losses import Reflection
 from lumina2_trainer.trainer_core.lumina2.network.layout import PaddedLengths
 from lumina2_trainer.trainer_core.lumina2.objective import flow_matching_loss, make_noisy_batch, predict_velocity
-from lumina2_trainer.trainer_core.lumina2.reflexflow import Reflection
 from torch import Tensor
 
 from .tiny_models import CPU, TINY, random_samples, tiny_transformer

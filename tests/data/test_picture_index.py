@@ -7,12 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from lumina2_trainer.trainer_core.data.picture_quality import (
-    BLURRY,
-    difference_hash,
-    find_look_alikes,
-    measure_sharpness,
-)
+from lumina2_trainer.trainer_core.data.picture_index import BLURRY, difference_hash, find_look_alikes, measure_sharpness
 from lumina2_trainer.trainer_core.data.report import write_report
 from lumina2_trainer.trainer_core.data.scan import scan_dataset
 from PIL import Image, ImageEnhance, ImageFilter

@@ -7,9 +7,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from lumina2_trainer.trainer_core.data import entry_writer
-from lumina2_trainer.trainer_core.data.entries import read_entry, read_notes
-from lumina2_trainer.trainer_core.data.entry_writer import EntryWriter, NewEntry
+from lumina2_trainer.trainer_core.data import entries
+from lumina2_trainer.trainer_core.data.entries import EntryWriter, NewEntry, read_entry, read_notes
 from lumina2_trainer.trainer_core.data.progress import Progress
 from lumina2_trainer.trainer_core.errors import TrainerError
 
@@ -62,13 +61,13 @@ def test_an_error_elsewhere_waits_for_the_entries_under_way(tmp_path: Path) -> N
 
 
 def test_progress_counts_only_what_is_on_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    may_write, write_entry = threading.Event(), entry_writer.write_entry
+    may_write, write_entry = threading.Event(), entries.write_entry
 
     def write_when_allowed(*arguments: object) -> None:
         assert may_write.wait(10)
         write_entry(*arguments)
 
-    monkeypatch.setattr(entry_writer, "write_entry", write_when_allowed)
+    monkeypatch.setattr(entries, "write_entry", write_when_allowed)
     progress, listener = new_progress(tmp_path, 2)
     with EntryWriter(torch.float32, progress) as writer:
         for name in "ab":

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from lumina2_trainer.trainer_core.training.ema import Ema, ema_decay
+from lumina2_trainer.trainer_core.training.weight_views import Ema, ema_decay
 from torch import nn
 
 CPU = torch.device("cpu")

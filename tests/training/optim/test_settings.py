@@ -6,8 +6,7 @@ import math
 
 import pytest
 from lumina2_trainer.trainer_core.errors import TrainerError
-from lumina2_trainer.trainer_core.training.lr_schedules import LR_SCHEDULES, lr_factor
-from lumina2_trainer.trainer_core.training.settings import OptimizerSettings
+from lumina2_trainer.trainer_core.training.optim.settings import LR_SCHEDULES, OptimizerSettings, lr_factor
 
 
 def factors(num_steps: int, **settings: object) -> list[float]:
