@@ -28,6 +28,7 @@ from lumina2_trainer.trainer_core.adapters.lycoris_settings import LYCORIS_ALGOR
 from lumina2_trainer.trainer_core.cli import demo
 from lumina2_trainer.trainer_core.context import StepContext
 from lumina2_trainer.trainer_core.errors import TrainerError
+from lumina2_trainer.trainer_core.lumina2.models.base_files import find_model_files
 from lumina2_trainer.trainer_core.lumina2.models.model_files import LoadSettings
 from lumina2_trainer.trainer_core.stages import caches, save
 from lumina2_trainer.trainer_core.stages import train as train_steps
@@ -104,7 +105,7 @@ class Demo:
         device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
         self._folder = folder
         self.context = StepContext(output_dir=folder / "output", loras_dir=folder / "loras", device=device)
-        self._model = caches.load_lumina2(LoadSettings(base="demo", precision="fp32"), context=self.context)
+        self._model = find_model_files(LoadSettings(base="demo", precision="fp32"), context=self.context)
         dataset = read_dataset_folder(demo.demo_folder("dataset"), context=self.context).dataset
         self._latents = caches.cache_latents(
             caches.CacheLatentsSettings(), model=self._model, dataset=dataset, context=self.context

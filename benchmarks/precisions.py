@@ -21,6 +21,7 @@ import torch
 from lumina2_trainer.benchmarks.processes import MACHINE_SCRIPT, headline, run_alone, write_report
 from lumina2_trainer.trainer_core.cli import demo
 from lumina2_trainer.trainer_core.context import StepContext
+from lumina2_trainer.trainer_core.lumina2.models.base_files import find_model_files
 from lumina2_trainer.trainer_core.lumina2.models.model_files import LoadSettings
 from lumina2_trainer.trainer_core.lumina2.quant.precision import PRECISIONS
 from lumina2_trainer.trainer_core.stages import caches, train
@@ -57,7 +58,7 @@ def measure(precision: str, num_steps: int, num_seeds: int, folder: Path) -> dic
     """Train with each seed; held-out losses before and after, and seconds a step."""
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     context = StepContext(output_dir=folder / "output", loras_dir=folder / "loras", device=device)
-    model = caches.load_lumina2(LoadSettings(base="demo", precision=precision), context=context)
+    model = find_model_files(LoadSettings(base="demo", precision=precision), context=context)
     held_out = demo.read_held_out(model, context)
     dataset = read_dataset_folder(demo.demo_folder("dataset"), context=context).dataset
     latents = caches.cache_latents(caches.CacheLatentsSettings(), model=model, dataset=dataset, context=context)

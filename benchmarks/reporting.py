@@ -23,6 +23,7 @@ from lumina2_trainer.benchmarks.processes import write_report
 from lumina2_trainer.trainer_core.cli import demo
 from lumina2_trainer.trainer_core.context import StepContext
 from lumina2_trainer.trainer_core.events import Event
+from lumina2_trainer.trainer_core.lumina2.models.base_files import find_model_files
 from lumina2_trainer.trainer_core.lumina2.models.model_files import LoadSettings
 from lumina2_trainer.trainer_core.run.job import TrainLoRASettings
 from lumina2_trainer.trainer_core.run.recorder import Recorder
@@ -61,7 +62,7 @@ def measure_reporting(folder: Path, num_steps: int) -> dict[str, Any]:
         sent.append(json.dumps(event.to_json()))  # as a server would
 
     context = StepContext(output_dir=folder / "output", loras_dir=folder / "loras", device=device, emit=emit)
-    model = caches.load_lumina2(LoadSettings(base="demo", precision="bf16"), context=context)
+    model = find_model_files(LoadSettings(base="demo", precision="bf16"), context=context)
     dataset = read_dataset_folder(demo.demo_folder("dataset"), context=context).dataset
     latents = caches.cache_latents(caches.CacheLatentsSettings(), model=model, dataset=dataset, context=context)
     embeds = caches.cache_text_embeds(

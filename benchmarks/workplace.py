@@ -11,7 +11,7 @@ from lumina2_trainer.trainer_core.context import StepContext
 from lumina2_trainer.trainer_core.data.cache import EmbedCache, LatentCache
 from lumina2_trainer.trainer_core.data.folder import Dataset, DatasetFolder, DatasetFolderSettings
 from lumina2_trainer.trainer_core.events import Event
-from lumina2_trainer.trainer_core.lumina2.models.base_files import DEMO_BASE
+from lumina2_trainer.trainer_core.lumina2.models.base_files import DEMO_BASE, find_model_files
 from lumina2_trainer.trainer_core.lumina2.models.model_files import LoadSettings, Lumina2Model
 from lumina2_trainer.trainer_core.stages import caches
 
@@ -47,7 +47,7 @@ class Workplace:
     def load(self, context: StepContext) -> Lumina2Model:
         """Load Lumina2's step, which reads no weights."""
         base = DEMO_BASE if self.base_path is None else self.base_path.name
-        return caches.load_lumina2(LoadSettings(base=base, precision=self.precision), context=context)
+        return find_model_files(LoadSettings(base=base, precision=self.precision), context=context)
 
     def dataset(self, folder: Path) -> Dataset:
         """A folder of pictures in buckets, captions beside them."""

@@ -6,9 +6,9 @@ from typing import Any
 
 from comfy_api.latest import io
 
+from ..trainer_core.lumina2.models.base_files import find_model_files
 from ..trainer_core.lumina2.models.model_files import LoadSettings, Lumina2Model
 from ..trainer_core.run.job import Adapter
-from ..trainer_core.stages import caches
 from ..trainer_core.validation.settings import ValidateSettings
 from . import host, host_models, sockets
 from .widgets import build_widgets
@@ -41,7 +41,7 @@ class LoadLumina2(io.ComfyNode):
     @classmethod
     def execute(cls, **widgets: Any) -> io.NodeOutput:
         with host.running_step(cls.hidden, uses_device=False) as context:
-            return io.NodeOutput(caches.load_lumina2(LoadSettings(**widgets), context=context))
+            return io.NodeOutput(find_model_files(LoadSettings(**widgets), context=context))
 
 
 class Lumina2ForInference(io.ComfyNode):

@@ -14,6 +14,7 @@ from lumina2_trainer.trainer_core.context import StepContext
 from lumina2_trainer.trainer_core.data.cache import EmbedCache, LatentCache
 from lumina2_trainer.trainer_core.data.folder import DatasetFolderSettings
 from lumina2_trainer.trainer_core.events import Event
+from lumina2_trainer.trainer_core.lumina2.models.base_files import find_model_files
 from lumina2_trainer.trainer_core.lumina2.models.model_files import LoadSettings, Lumina2Model
 from lumina2_trainer.trainer_core.run.job import TrainLoRASettings
 from lumina2_trainer.trainer_core.stages import caches
@@ -123,7 +124,7 @@ def make_setup(folder: Path, folders: Sequence[DatasetFolderSettings] = (PICTURE
         roots=(folder,),
         model_dirs={"checkpoints": (models,)},
     )
-    model = caches.load_lumina2(LoadSettings(base="tiny.safetensors", precision="fp32"), context=context)
+    model = find_model_files(LoadSettings(base="tiny.safetensors", precision="fp32"), context=context)
     dataset = None
     for settings in folders:
         dataset = read_dataset_folder(settings, dataset=dataset, context=context).dataset

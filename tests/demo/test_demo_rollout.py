@@ -10,6 +10,7 @@ import pytest
 import torch
 from lumina2_trainer.trainer_core.cli import demo
 from lumina2_trainer.trainer_core.context import DEMO_DIR, StepContext
+from lumina2_trainer.trainer_core.lumina2.models.base_files import find_model_files
 from lumina2_trainer.trainer_core.lumina2.models.model_files import LoadSettings
 from lumina2_trainer.trainer_core.stages import caches, train
 from lumina2_trainer.trainer_core.stages.dataset import read_dataset_folder
@@ -25,7 +26,7 @@ def test_training_with_a_rollout_lowers_the_loss_on_fixed_noise(
     context = StepContext(
         output_dir=tmp_path, loras_dir=tmp_path / "loras", device=torch.device("cpu"), roots=(DEMO_DIR,)
     )
-    model = caches.load_lumina2(LoadSettings(base="demo", precision="fp32"), context=context)
+    model = find_model_files(LoadSettings(base="demo", precision="fp32"), context=context)
     dataset = read_dataset_folder(demo.demo_folder("held_out"), context=context).dataset
     trained = train.train_lora(
         replace(demo.TRAIN, steps=12, batch_size=4, learning_rate=2e-3, run_name="rolled"),

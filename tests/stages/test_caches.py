@@ -21,6 +21,7 @@ from lumina2_trainer.trainer_core.lumina2.encoders import vae as vae_module
 from lumina2_trainer.trainer_core.lumina2.encoders.prompts import SYSTEM_PROMPTS, build_prompt
 from lumina2_trainer.trainer_core.lumina2.encoders.text_encoder import load_text_encoder
 from lumina2_trainer.trainer_core.lumina2.encoders.vae import encode_pixels, load_vae
+from lumina2_trainer.trainer_core.lumina2.models.base_files import find_model_files
 from lumina2_trainer.trainer_core.lumina2.models.model_files import LoadSettings
 from lumina2_trainer.trainer_core.stages import caches, dataset
 from lumina2_trainer.trainer_core.stages.caches import encode_prompts
@@ -45,7 +46,7 @@ def context(tmp_path: Path, model_path: Path) -> StepContext:
 
 
 def run_steps(context: StepContext, precision: str) -> dict[str, Any]:
-    model = caches.load_lumina2(LoadSettings(base="tiny.safetensors", precision=precision), context=context)
+    model = find_model_files(LoadSettings(base="tiny.safetensors", precision=precision), context=context)
     report = dataset.read_dataset_folder(DatasetFolderSettings(folder="set", resolution=64), context=context)
     validation = ValidationSettings(prompts=PROMPT, negative_prompt="blurry", width=64, height=64)
     return {
@@ -107,7 +108,7 @@ def test_precisions_have_caches_of_their_own(context: StepContext) -> None:
 
 
 def test_prompts_are_encoded_without_a_dataset(context: StepContext) -> None:
-    model = caches.load_lumina2(LoadSettings(base="tiny.safetensors", precision="fp32"), context=context)
+    model = find_model_files(LoadSettings(base="tiny.safetensors", precision="fp32"), context=context)
     index = read_embed_index(encode_prompts(model, system_prompt="", context=context, validation_prompts=("a fox",)))
     assert not index.samples
     assert list(index.prompts) == ["a fox"]

@@ -9,10 +9,11 @@ from lumina2_trainer.trainer_core.data import cache_text_embeds
 from lumina2_trainer.trainer_core.errors import TrainerError
 from lumina2_trainer.trainer_core.lumina2.encoders.fitting_text_encoder import FittingTextEncoder
 from lumina2_trainer.trainer_core.lumina2.encoders.prompts import SYSTEM_PROMPTS
+from lumina2_trainer.trainer_core.lumina2.models.base_files import find_model_files
 from lumina2_trainer.trainer_core.lumina2.models.model_files import LoadSettings
 from lumina2_trainer.trainer_core.settings import describe_settings
 from lumina2_trainer.trainer_core.stages import caption_table
-from lumina2_trainer.trainer_core.stages.caches import CacheTextEmbedsSettings, encode_prompts, load_lumina2
+from lumina2_trainer.trainer_core.stages.caches import CacheTextEmbedsSettings, encode_prompts
 from lumina2_trainer.trainer_core.stages.caption_table import CaptionTableSettings, read_caption_table
 from lumina2_trainer.trainer_core.workflow.nodes import NODE_STEPS
 
@@ -29,7 +30,7 @@ def test_tokens_are_those_that_the_text_cache_encodes(
     write_all_in_one(tmp_path / "tiny.safetensors")
     context = make_context(tmp_path, model_dirs={"checkpoints": (tmp_path,)})
     dataset = open_folder(context)
-    model = load_lumina2(LoadSettings(base="tiny.safetensors", precision="fp32"), context=context)
+    model = find_model_files(LoadSettings(base="tiny.safetensors", precision="fp32"), context=context)
     settings = CaptionTableSettings(system_prompt=system_prompt)
     rows = read_caption_table(settings, dataset=dataset, model=model, context=context).view["rows"]
 

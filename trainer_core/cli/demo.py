@@ -14,7 +14,7 @@ from ..context import DEMO_DIR, StepContext
 from ..data.cache import join_samples, read_embed_index, read_latent_index
 from ..data.folder import DatasetFolderSettings
 from ..device import free_memory, peak_memory_gib
-from ..lumina2.models.base_files import load_base_transformer
+from ..lumina2.models.base_files import find_model_files, load_base_transformer
 from ..lumina2.models.model_files import LoadSettings, Lumina2Model
 from ..lumina2.timesteps import NoiseSettings
 from ..run.held_out import to_held_out_sample
@@ -61,7 +61,7 @@ def run_demo(context: StepContext) -> str:
         A table and where the picture and the adapter lie, for the terminal.
     """
     started = time.perf_counter()
-    model = caches.load_lumina2(LoadSettings(base="demo", precision="fp32"), context=context)
+    model = find_model_files(LoadSettings(base="demo", precision="fp32"), context=context)
     held_out = read_held_out(model, context)
     prompts = "\n".join(held_out.captions)
     validation = ValidationSettings(prompts=prompts, width=RESOLUTION, height=RESOLUTION, every_num_steps=0)

@@ -22,8 +22,7 @@ from ..lumina2.encoders.prompts import (
     check_system_prompt,
     resolve_system_prompt,
 )
-from ..lumina2.models.base_files import find_model_files
-from ..lumina2.models.model_files import LoadSettings, Lumina2Model
+from ..lumina2.models.model_files import Lumina2Model
 from ..lumina2.quant.precision import PRECISIONS
 from ..settings import check_settings, setting
 from ..validation.pictures import with_prompt_library
@@ -57,11 +56,6 @@ class CacheTextEmbedsSettings:
     def __post_init__(self) -> None:
         check_settings(self)
         check_system_prompt(self.system_prompt, self.custom_system_prompt)
-
-
-def load_lumina2(settings: LoadSettings, *, context: StepContext) -> Lumina2Model:
-    """Find and check the model's files, without reading weights."""
-    return find_model_files(settings, context=context)
 
 
 @explained_out_of_memory(

@@ -19,6 +19,7 @@ from ..data.scan import scan_dataset
 from ..errors import TrainerError
 from ..events import Event
 from ..lumina2.encoders.prompts import MAX_PROMPT_TOKENS, UNCONDITIONAL, build_prompt, resolve_system_prompt
+from ..lumina2.models.base_files import find_model_files
 from ..lumina2.models.model_files import Lumina2Model
 from ..run.checks import check_run
 from ..run.job import TrainJob
@@ -251,7 +252,7 @@ def _plan_embeds(
 
 
 STAND_INS: dict[str, Callable[..., Any]] = {
-    "Lumina2Load": caches.load_lumina2,
+    "Lumina2Load": find_model_files,
     "Lumina2DatasetFolder": _open_folder,
     "Lumina2CaptionTable": _pass_on,
     "Lumina2CacheLatents": _plan_latents,

@@ -9,6 +9,7 @@ from typing import Any
 from ..adapters.lora import LoRASettings
 from ..adapters.lycoris_settings import LyCORISSettings
 from ..data.folder import DatasetFolderSettings
+from ..lumina2.models.base_files import find_model_files
 from ..lumina2.models.model_files import LoadSettings
 from ..lumina2.timesteps import NoiseSettings
 from ..publish.settings import HubSettings, TrackingSettings
@@ -42,7 +43,7 @@ class NodeStep:
 
 
 NODE_STEPS: dict[str, NodeStep] = {
-    "Lumina2Load": NodeStep(settings=LoadSettings, run=caches.load_lumina2),
+    "Lumina2Load": NodeStep(settings=LoadSettings, run=find_model_files),
     "Lumina2DatasetFolder": NodeStep(
         settings=DatasetFolderSettings,
         run=dataset.read_dataset_folder,

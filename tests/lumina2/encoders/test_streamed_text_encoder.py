@@ -31,10 +31,11 @@ from lumina2_trainer.trainer_core.lumina2.encoders.text_encoder import (
     load_tokenizer,
 )
 from lumina2_trainer.trainer_core.lumina2.encoders.text_files import find_text_files
+from lumina2_trainer.trainer_core.lumina2.models.base_files import find_model_files
 from lumina2_trainer.trainer_core.lumina2.models.model_files import LoadSettings
 from lumina2_trainer.trainer_core.lumina2.weights.weight_files import TensorEntry
 from lumina2_trainer.trainer_core.lumina2.weights.weight_reader import WeightReader
-from lumina2_trainer.trainer_core.stages.caches import encode_prompts, load_lumina2
+from lumina2_trainer.trainer_core.stages.caches import encode_prompts
 from torch import Tensor
 
 from ...data.sample_files import make_context
@@ -268,7 +269,7 @@ def test_a_stop_between_layers_keeps_what_was_written(
     write_all_in_one(tmp_path / "tiny.safetensors")
     model_dirs = {"checkpoints": (tmp_path,)}
     stopping = make_context(tmp_path, model_dirs=model_dirs, should_stop=lambda: len(layer_reads) > 3 * 7)
-    model = load_lumina2(LoadSettings(base="tiny.safetensors", precision="fp32"), context=stopping)
+    model = find_model_files(LoadSettings(base="tiny.safetensors", precision="fp32"), context=stopping)
     prompts = tuple(SENTENCES)
     with pytest.raises(StopTraining, match=r"stopped after [1-5] of 7") as stop:
         encode_prompts(model, system_prompt="", context=stopping, validation_prompts=prompts, batch_size=1)
