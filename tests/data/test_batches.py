@@ -3,7 +3,8 @@
 from collections import Counter
 
 import torch
-from lumina2_trainer.trainer_core.data.batches import SampleStream, derive_seed, sample_generator
+from lumina2_trainer.trainer_core.data.batches import SampleStream, sample_generator
+from lumina2_trainer.trainer_core.seeds import derive_seed
 
 
 def test_every_pass_holds_each_sample_as_often_as_its_repeats():

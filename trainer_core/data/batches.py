@@ -7,18 +7,13 @@ to resume, and batches of 4 accumulated twice see the same samples and the same 
 from __future__ import annotations
 
 import functools
-import hashlib
 import random
 from collections.abc import Sequence
 from typing import Protocol
 
 import torch
 
-
-def derive_seed(seed: int, *names: str | int) -> int:
-    """A seed for one purpose, independent of every other purpose's."""
-    digest = hashlib.sha256("/".join(map(str, (seed, *names))).encode()).digest()
-    return int.from_bytes(digest[:8], "big") >> 1
+from ..seeds import derive_seed
 
 
 class Stream(Protocol):

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from .batches import derive_seed
+from ..seeds import derive_seed
 from .caption_tables import TABLE_READERS, CaptionTable
 
 MAX_CAPTION_BYTES = 65536

@@ -9,7 +9,8 @@ import random
 import threading
 from collections.abc import Mapping, Sequence
 
-from .batches import SampleStream, Stream, derive_seed
+from ..seeds import derive_seed
+from .batches import SampleStream, Stream
 from .cache import TrainingSample
 
 BLOCK = 128

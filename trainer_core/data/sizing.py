@@ -19,7 +19,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from ..errors import TrainerError
-from .batches import derive_seed
+from ..seeds import derive_seed
 
 MEGAPIXEL = 2**20
 """Pixels: 1024 x 1024, as in ComfyUI's own nodes, so that 1, 0.25 and 4 are the squares of 1024, 512 and 2048."""

@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import Tensor
 
-from ..data.batches import derive_seed
 from ..data.cache import TrainingSample, load_embeds, load_latents
 from ..events import Event
 from ..files import delete_folders
 from ..lumina2.encoders.vae import VAE_SCALE
 from ..lumina2.encoders.vae_sizes import LATENT_CHANNELS
 from ..run_names import BASE, list_step_folders, suffix_of
+from ..seeds import derive_seed
 from ..training.session import TrainingSession
 from ..training.weight_views import WeightView
 from ..validation.held_out_log import (

@@ -17,7 +17,6 @@ from torch import nn
 
 from ..adapters.kinds import without_adapter
 from ..context import StepContext
-from ..data.batches import derive_seed
 from ..data.cache import TrainingSample, join_samples, load_embeds, read_embed_index, read_latent_index
 from ..data.held_out import split_samples
 from ..data.index import EmbedIndex
@@ -36,6 +35,7 @@ from ..lumina2.memory.plan import MemoryPlan
 from ..lumina2.models.base_files import expect_base_transformer, load_base_transformer
 from ..processes import Processes
 from ..run_names import step_of
+from ..seeds import derive_seed
 from ..training.checkpoints import list_checkpoints, load_checkpoint
 from ..training.optim.optimizers import make_optimizer
 from ..training.session import StepPlan, TrainingSession

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 from ..adapters.export import read_adapter
 from ..adapters.kinds import ADAPTERS, AdapterSettings
 from ..adapters.metadata import RunFacts, adapter_metadata, model_metadata
-from ..data.batches import derive_seed
 from ..lumina2.models.checkpoint import AXES_DIMS_KEY, read_config
 from ..lumina2.network.transformer import Lumina2Transformer
 from ..processes import ALONE, Processes
+from ..seeds import derive_seed
 from ..training.optim.rounded_adamw import RoundedAdamW
 from ..training.updates import UpdateAfterBackward, UpdateInBackward, WeightUpdate
 from .folder import ADAPTER_FILE, MODEL_FILE

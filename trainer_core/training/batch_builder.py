@@ -10,11 +10,12 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data.batches import Stream, choose_variant, derive_seed, sample_generator
+from ..data.batches import Stream, choose_variant, sample_generator
 from ..data.cache import TrainingSample, load_embeds, load_latents, load_mask
 from ..lumina2.network.padding import ShapeLimiter
 from ..lumina2.objective import NoisyBatch, make_noisy_batch
 from ..lumina2.timesteps import NoiseSettings, draw_timesteps
+from ..seeds import derive_seed
 from .low_resolution import shrink_latents
 from .nested_tensors import change_tensors
 from .rollout import RolledSamples, draw_offset, find_rows, plan_path

@@ -21,11 +21,11 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from ..data.batches import derive_seed
 from ..lumina2.losses import Reflection
 from ..lumina2.network.transformer import Lumina2Transformer
 from ..lumina2.objective import NoisyBatch, predict_velocity
 from ..lumina2.quant.precision import computation
+from ..seeds import derive_seed
 from .rollout_settings import ROLLOUT_SAMPLERS, ROLLOUT_TARGETS, STRATEGIES, UNITS_OF_SIGMA, RolloutSettings
 
 

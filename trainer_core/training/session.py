@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from ..data.batches import Stream, derive_seed
+from ..data.batches import Stream
 from ..data.cache import TrainingSample
 from ..data.mixing import make_stream
 from ..device import peak_memory_gib
@@ -22,6 +22,7 @@ from ..lumina2.objective import NoisyBatch, flow_matching_loss
 from ..lumina2.quant.precision import PRECISIONS, computation
 from ..lumina2.timesteps import NoiseSettings
 from ..processes import ALONE, Processes
+from ..seeds import derive_seed
 from .base_targets import BaseOnly, with_base_targets
 from .batch_builder import BatchBuilder, TrainingBatch
 from .graphs import GraphedPass, allows_graphs, can_be_captured

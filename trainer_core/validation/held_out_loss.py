@@ -10,11 +10,11 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from ..data.batches import derive_seed
 from ..lumina2.network.transformer import Lumina2Transformer
 from ..lumina2.objective import flow_matching_loss, make_noisy_batch
 from ..lumina2.quant.precision import computation
 from ..lumina2.timesteps import NoiseSettings, draw_timesteps
+from ..seeds import derive_seed
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from ...data.batches import derive_seed
+from ...seeds import derive_seed
 from .adamw_8bit_numbers import Guard, UpdateNumbers
 
 ELEMENTS_AT_ONCE = {"cpu": 2**16}
