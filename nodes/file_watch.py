@@ -6,6 +6,7 @@ import threading
 from collections import Counter, defaultdict
 from pathlib import Path
 
+from ..trainer_core.context import StepContext
 from ..trainer_core.errors import TrainerError
 
 
@@ -90,14 +91,12 @@ def _topic(kind: str, name: str | None) -> str:
     return f"{kind} {name or ''}"
 
 
-def fingerprint_prompt_library(path: str | None) -> str:
-    """Changes when the file does; empty if there is none, or one that the step itself will refuse."""
-    from . import host  # here, for nothing else in this file needs ComfyUI
-
+def fingerprint_prompt_library(path: str | None, context: StepContext) -> str:
+    """What changes when the file does; empty if there is none, or one that the step itself will refuse."""
     if not path or not path.strip():
         return ""
     try:
-        stat = host.build_context().resolve_inside_roots(path.strip(), "prompt_library").stat()
+        stat = context.resolve_inside_roots(path.strip(), "prompt_library").stat()
     except (TrainerError, OSError):
         return ""
     return f"{stat.st_size}:{stat.st_mtime_ns}"

@@ -171,7 +171,7 @@ class ValidationPrompts(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **widgets: Any) -> str:
-        return fingerprint_prompt_library(widgets.get("prompt_library"))
+        return fingerprint_prompt_library(widgets.get("prompt_library"), host.build_context())
 
     @classmethod
     def execute(cls, **widgets: Any) -> io.NodeOutput:

@@ -51,7 +51,7 @@ class Validate(io.ComfyNode):
 
     @classmethod
     def fingerprint_inputs(cls, **widgets: Any) -> str:
-        return fingerprint_prompt_library(widgets.get("prompt_library"))
+        return fingerprint_prompt_library(widgets.get("prompt_library"), host.build_context())
 
     @classmethod
     def execute(cls, model: Lumina2Model, adapter: Adapter | None = None, **widgets: Any) -> io.NodeOutput:
