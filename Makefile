@@ -4,7 +4,7 @@ VENV = .venv
 BIN = $(VENV)/bin
 INSTALLED = $(VENV)/installed-$(shell cksum pyproject.toml | cut -d' ' -f1)
 
-.PHONY: demo test test-rest test-all check types install clean
+.PHONY: demo test test-rest test-all check types rooms install clean
 
 install: $(INSTALLED)
 
@@ -30,7 +30,7 @@ test-rest: install
 
 test-all: test test-rest
 
-check: install types
+check: install types rooms
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 
@@ -39,6 +39,12 @@ types: install
 	mkdir -p .types
 	ln -sfn .. .types/lumina2_trainer
 	cd .types && ../$(BIN)/mypy --config-file ../pyproject.toml -p lumina2_trainer.trainer_core -p lumina2_trainer.nodes -p lumina2_trainer.benchmarks
+
+# Who may import whom: the floors of the house, in pyproject.toml.
+rooms: install
+	mkdir -p .types
+	ln -sfn .. .types/lumina2_trainer
+	PYTHONPATH=.types $(BIN)/lint-imports --cache-dir .types/.import_linter_cache
 
 clean:
 	rm -rf $(VENV) .types build *.egg-info
