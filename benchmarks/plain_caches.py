@@ -7,7 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from lumina2_trainer.trainer_core.data.sizing import bucket_for
+from lumina2_trainer.trainer_core.data.sizing import list_buckets, nearest_bucket
 from lumina2_trainer.trainer_core.lumina2.encoders.prompts import MAX_PROMPT_TOKENS
 from lumina2_trainer.trainer_core.lumina2.encoders.text_files import ALL_IN_ONE_TEXT_PREFIX, HEAD_SIZE, find_text_files
 from lumina2_trainer.trainer_core.lumina2.encoders.vae import LATENT_SCALE, LATENT_SHIFT, load_vae
@@ -41,7 +41,7 @@ def encode_pictures(
     output_dir.mkdir(parents=True)
     for path in list_pictures(folder):
         image = Image.open(path).convert("RGB")
-        bucket = bucket_for(image.width, image.height, resolution)
+        bucket = nearest_bucket(image.width / image.height, list_buckets(resolution), resolution)
         image = ImageOps.fit(image, (bucket.width, bucket.height), Image.Resampling.LANCZOS)
         pixels_HW3 = torch.from_numpy(np.array(image)).to(device)
         pixels_13HW = pixels_HW3.permute(2, 0, 1)[None].float() / 127.5 - 1

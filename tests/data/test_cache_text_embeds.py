@@ -96,8 +96,8 @@ def test_validation_prompts_are_found_as_typed(dataset: Dataset, context: StepCo
     assert list(index.prompts) == ["a fox", "blurry"]
     assert torch.equal(load_embeds(index.prompts["blurry"]), fake_embeds(f"{SYSTEM} blurry"))
     assert torch.equal(load_embeds(index.negative_path("blurry")), fake_embeds("blurry"))
-    assert index.find_negative("") == index.unconditional
-    assert index.find_negative("ugly") is None
+    assert index.negative_path("") == index.unconditional
+    assert "ugly" not in index.negative_prompts
 
 
 def test_validation_prompts_leave_the_fingerprint_alone(dataset: Dataset, context: StepContext) -> None:

@@ -12,11 +12,11 @@ from lumina2_trainer.trainer_core.data.sizing import (
     RESOLUTION_TYPES,
     Bucket,
     SizedPicture,
-    bucket_for,
     crop_box,
     kept_fraction,
     list_buckets,
     list_edge_buckets,
+    nearest_bucket,
     parse_aspect_ratios,
     size_picture,
     upscale_factor,
@@ -231,17 +231,18 @@ def test_list_buckets_of_a_small_resolution() -> None:
         (5000, 10, 64, "64 x 64"),
     ],
 )
-def test_bucket_for_takes_the_nearest_aspect(width: int, height: int, resolution: int, expected: str) -> None:
-    assert str(bucket_for(width, height, resolution)) == expected
+def test_nearest_bucket_has_the_nearest_aspect(width: int, height: int, resolution: int, expected: str) -> None:
+    assert str(nearest_bucket(width / height, list_buckets(resolution), resolution)) == expected
 
 
-def test_bucket_for_loses_least_of_the_picture() -> None:
+def test_nearest_bucket_loses_least_of_the_picture() -> None:
     for width, height in [(640, 480), (333, 1000), (17, 13), (2500, 1111)]:
 
         def kept(bucket: Bucket, width: int = width, height: int = height) -> float:
             return kept_fraction(width, height, crop_box(width, height, bucket))
 
-        assert kept(bucket_for(width, height, 512)) == pytest.approx(max(map(kept, list_buckets(512))))
+        nearest = nearest_bucket(width / height, list_buckets(512), 512)
+        assert kept(nearest) == pytest.approx(max(map(kept, list_buckets(512))))
 
 
 def test_edge_buckets_have_the_resolution_as_short_side() -> None:

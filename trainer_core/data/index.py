@@ -175,10 +175,6 @@ class EmbedIndex:
         """Entries of the sample's captions."""
         return tuple(self.cache_dir / EMBEDS_FOLDER / name for name in sample.embeds)
 
-    def find_negative(self, prompt: str) -> Path | None:
-        """Entry of a negative prompt as typed, None if it was not encoded."""
-        return self.negative_prompts.get(prompt)
-
     def negative_path(self, prompt: str) -> Path:
         """Entry of a negative prompt that is known to be encoded."""
         return self.negative_prompts[prompt]

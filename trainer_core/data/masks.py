@@ -16,7 +16,6 @@ from .picture_index import PictureFacts
 
 Masks = Mapping[str, PictureFile]
 """Mask files by `picture_key` of their path inside the mask folder, without ending."""
-NO_MASKS: Masks = {}
 
 
 @dataclass(frozen=True, kw_only=True)

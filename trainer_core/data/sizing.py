@@ -90,11 +90,6 @@ def nearest_bucket(aspect: float, buckets: Sequence[Bucket], resolution: int) ->
     return min(buckets, key=distance)
 
 
-def bucket_for(width: int, height: int, resolution: int) -> Bucket:
-    """The bucket of a resolution that loses least of a picture of this many pixels."""
-    return nearest_bucket(width / height, list_buckets(resolution), resolution)
-
-
 Box = tuple[float, float, float, float]
 """left, top, right, bottom in pixels of the picture; not rounded, so that proportions are kept."""
 Anchor = tuple[float, float]
