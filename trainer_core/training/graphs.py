@@ -20,6 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from ..device import available_memory
 from ..lumina2.memory.rng_autocast import draws_random_numbers
 from ..lumina2.objective import NoisyBatch
 from .nested_tensors import change_tensors, list_tensors
@@ -119,10 +120,8 @@ class GraphedPass:
 
     def _has_room(self, num_bytes: int) -> bool:
         """What a graph uses stays its own, so passes without a graph need as much again."""
-        free, _ = torch.cuda.mem_get_info(self._device)
-        allocated = torch.cuda.memory_allocated(self._device)
-        unused = torch.cuda.memory_reserved(self._device) - allocated
-        return 2 * num_bytes < min(free + unused, self._memory_limit - allocated)
+        free, _ = available_memory(self._device)
+        return 2 * num_bytes < min(free, self._memory_limit - torch.cuda.memory_allocated(self._device))
 
     def _try_to_capture(self, batch: NoisyBatch, key: Any) -> None:
         """Capture a pass; a run whose passes cannot be captured goes on without graphs."""

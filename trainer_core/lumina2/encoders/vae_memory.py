@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from ...device import is_out_of_memory
+from ...device import available_memory, is_out_of_memory
 from .vae_strips import SCALES, StripPlan, list_layers
 
 logger = logging.getLogger(__name__)
@@ -74,10 +74,7 @@ def compute_in_free_memory(
 
 def free_bytes(device: torch.device) -> float:
     """Bytes free on a GPU, or held by PyTorch without being used; no bound on other devices."""
-    if device.type != "cuda":
-        return math.inf
-    held = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-    return torch.cuda.mem_get_info(device)[0] + held
+    return available_memory(device)[0] if device.type == "cuda" else math.inf
 
 
 def choose_plan(part: nn.Module, height: int, width: int, num_free_bytes: float) -> StripPlan | None:
