@@ -30,7 +30,7 @@ from ..validation.held_out_log import (
 from ..validation.held_out_loss import HeldOutSample, held_out_losses
 from ..validation.settings import ValidationSettings
 from .folder import RunFolder
-from .job import TrainJob
+from .job import TrainJob, is_due
 
 logger = logging.getLogger(__name__)
 
@@ -75,8 +75,7 @@ class HeldOutWatch:
 
     def is_due(self, step: int) -> bool:
         """Whether a step is followed by a measurement."""
-        interval = self.settings.held_out_step_interval
-        return step == self.job.train.steps or (interval > 0 and step % interval == 0)
+        return is_due(step, self.settings.held_out_step_interval, self.job.train.steps)
 
     def measure(self) -> dict[str, Any]:
         """Measure after a step, and keep the weights if the loss is the lowest so far.

@@ -122,6 +122,23 @@ def _check_run_name(run_name: str) -> None:
         raise TrainerError(f"run_name is {run_name!r}: that name is taken, choose another")
 
 
+def is_due(step: int, interval: int, last_step: int | None = None) -> bool:
+    """Whether something is due after a step: every so many of them, never if that is 0, and after the last one.
+
+    Args:
+        step: Optimizer step, from 1.
+        interval: Steps from one time to the next.
+        last_step: Of the run, where the thing is always done at its end.
+    """
+    return step == last_step or (interval > 0 and step % interval == 0)
+
+
+def count_due(interval: int, first_step: int, last_step: int) -> int:
+    """How many steps after `first_step` up to the last one are followed by what `is_due`."""
+    regular = last_step // interval - first_step // interval if interval else 0
+    return regular + (not interval or last_step % interval > 0)
+
+
 @dataclass(frozen=True, kw_only=True)
 class TrainJob:
     """One run: what is trained, on what, and how."""

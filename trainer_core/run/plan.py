@@ -22,7 +22,7 @@ from ..run_names import VALIDATED_WEIGHTS
 from ..validation.pictures import plan_pictures
 from ..validation.settings import ValidationSettings
 from .held_out import NUM_DRAWS
-from .job import TrainJob
+from .job import TrainJob, count_due
 from .memory import describe_network, plan_memory
 from .trained_weights import TrainedWeights
 
@@ -197,7 +197,7 @@ def _picture_operations(
         is_guided = settings.guidance_scale != 1 and not picture.is_unconditional
         one = count_pass(network, caption_tokens, picture.width * picture.height // TOKEN_PIXELS).total
         once += one * settings.num_inference_steps * (2 if is_guided else 1)
-    times = _count_due(settings.every_num_steps, first_step, job.train.steps) * _num_views(job)
+    times = count_due(settings.every_num_steps, first_step, job.train.steps) * _num_views(job)
     return once * (times + (settings.draw_base and first_step == 0))
 
 
@@ -209,19 +209,13 @@ def _held_out_operations(
     first_step: int,
 ) -> float:
     once = NUM_DRAWS * sum(_pass_of(network, sample).total for sample in held_out)
-    times = _count_due(settings.held_out_step_interval, first_step, job.train.steps) * _num_views(job)
+    times = count_due(settings.held_out_step_interval, first_step, job.train.steps) * _num_views(job)
     return once * (times + (first_step == 0))
 
 
 def _num_views(job: TrainJob) -> int:
     """Kinds of weights that are looked at."""
     return len(VALIDATED_WEIGHTS[job.checkpoints.ema_validation]) if job.checkpoints.use_ema else 1
-
-
-def _count_due(interval: int, first_step: int, last_step: int) -> int:
-    """Steps after which something is due: every so many, and the last one."""
-    regular = last_step // interval - first_step // interval if interval else 0
-    return regular + (not interval or last_step % interval > 0)
 
 
 def _pass_of(network: Lumina2Transformer, sample: SampleSize) -> Pass:

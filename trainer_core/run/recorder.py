@@ -30,7 +30,7 @@ from ..validation.pictures import plan_pictures
 from .folder import CLIP_SCORE, RunFolder
 from .held_out import HeldOutWatch
 from .images import RunPictures
-from .job import TrainJob
+from .job import TrainJob, is_due
 from .observers import RunObserver
 from .trained_weights import TrainedWeights
 
@@ -97,7 +97,7 @@ class Recorder:
             return
         if self._held_out is not None and self._held_out.is_due(step):
             self.run.extend_log(step, self._held_out.measure())
-        if _is_due(step, validation.every_num_steps) and not self.run.samples_dir(step).exists():
+        if is_due(step, validation.every_num_steps) and not self.run.samples_dir(step).exists():
             self.validate()
 
     def _stop_if_asked(self) -> None:
@@ -117,10 +117,10 @@ class Recorder:
         self._seconds = [*self._seconds[1 - SPEED_WINDOW :], record.seconds]
         self._emit_progress(record)
         requests = self.context.take_requests(self.run.name)
-        if _is_due(record.step, self.job.checkpoints.checkpoint_step_interval) or "save" in requests:
+        if is_due(record.step, self.job.checkpoints.checkpoint_step_interval) or "save" in requests:
             self.save_checkpoint()
         validation = self.job.validation
-        if "validate" in requests or (validation and _is_due(record.step, validation.every_num_steps)):
+        if "validate" in requests or (validation and is_due(record.step, validation.every_num_steps)):
             self.validate()
 
     def _emit_progress(self, record: StepRecord) -> None:
@@ -247,7 +247,3 @@ class Recorder:
             date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )
         return self.weights.metadata(facts, self.session.transformer)
-
-
-def _is_due(step: int, interval: int) -> bool:
-    return interval > 0 and step % interval == 0
