@@ -10,6 +10,8 @@ EventKind = Literal[
     "forecast", "planned", "progress", "validation", "checkpoint", "finished", "failed", "notice", "held_out"
 ]
 Request = Literal["save", "validate"]
+Level = Literal["info", "warning"]
+"""How much a notice matters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,3 +30,14 @@ class Event:
     def to_json(self) -> dict[str, Any]:
         """The event's payload without its kind."""
         return {"run": self.run, **self.data}
+
+
+def make_notice(run: str, message: str, level: Level = "warning") -> Event:
+    """A sentence for the user about a run that goes on.
+
+    Args:
+        run: Name of the run folder.
+        message: The sentence.
+        level: See `Level`.
+    """
+    return Event(kind="notice", run=run, data={"level": level, "message": message})

@@ -4,11 +4,10 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import Literal
 
 from ..errors import TrainerError
+from ..events import Level
 
-Level = Literal["info", "warning"]
 Report = Callable[[Level, str], None]
 """Takes a sentence for the log and for the user's screen, from any thread."""
 MAX_LENGTH = 300

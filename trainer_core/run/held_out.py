@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor
 
 from ..data.cache import TrainingSample, load_embeds, load_latents
-from ..events import Event
+from ..events import Event, make_notice
 from ..files import delete_folders
 from ..lumina2.encoders.vae import VAE_SCALE
 from ..lumina2.encoders.vae_sizes import LATENT_CHANNELS
@@ -127,7 +127,7 @@ class HeldOutWatch:
             self._was_told = True
             message = describe_overfit(verdict)
             logger.warning("%s: %s", self.run.name, message)
-            self.emit(Event(kind="notice", run=self.run.name, data={"level": "warning", "message": message}))
+            self.emit(make_notice(self.run.name, message))
 
 
 def to_held_out_sample(sample: TrainingSample) -> HeldOutSample:

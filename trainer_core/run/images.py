@@ -16,7 +16,7 @@ from ..data.cache import load_embeds
 from ..data.index import EmbedIndex
 from ..device import explained_out_of_memory, free_memory
 from ..errors import TrainerError
-from ..events import Event
+from ..events import make_notice
 from ..run_names import BASE, suffix_of
 from ..training.session import TrainingSession
 from ..training.weight_views import WeightView
@@ -75,8 +75,7 @@ class RunPictures:
         except TrainerError as error:
             message = f"pictures of step {self.session.step} were not scored: {error}"
             logger.warning("%s: %s", self.run.name, message)
-            data = {"level": "warning", "message": message}
-            self.context.emit(Event(kind="notice", run=self.run.name, data=data))
+            self.context.emit(make_notice(self.run.name, message))
             return None
         finally:
             free_memory(self.context.device)

@@ -17,11 +17,11 @@ from ..adapters.export import read_adapter, to_diffusers
 from ..context import StepContext
 from ..data.index import EmbedIndex, LatentIndex
 from ..errors import TrainerError
-from ..events import Event
+from ..events import Event, Level, make_notice
 from ..files import write_safetensors_atomically
 from ..publish.hub import FinishedFiles, HubUpload, UploadSource, link_or_copy
 from ..publish.model_card import CardDataset, CardFacts
-from ..publish.notices import Level, Report
+from ..publish.notices import Report
 from ..publish.tracking import Tracking
 from ..validation.pictures import plan_pictures
 from ..validation.settings import PictureSettings
@@ -89,8 +89,7 @@ class _Notices:
     def __call__(self, level: Level, message: str) -> None:
         logger.log(logging.WARNING if level == "warning" else logging.INFO, "%s: %s", self._run_name, message)
         if not self.is_over:
-            data = {"level": level, "message": message}
-            self._emit(Event(kind="notice", run=self._run_name, data=data))
+            self._emit(make_notice(self._run_name, message, level))
 
 
 def _make_tracking(

@@ -30,7 +30,7 @@ from ..device import (
     without_frames,
 )
 from ..errors import OtherProcessFailed, StopTraining, TrainerError
-from ..events import Event
+from ..events import Event, make_notice
 from ..lumina2.memory.plan import MemoryPlan
 from ..lumina2.models.base_files import expect_base_transformer, load_base_transformer
 from ..processes import Processes
@@ -256,7 +256,7 @@ def _tell_of_less_memory(run: RunFolder, failure: OutOfMemoryError, context: Ste
         " Nothing is lost"
     )
     logger.warning("%s: %s", run.name, message)
-    context.emit(Event(kind="notice", run=run.name, data={"level": "warning", "message": message}))
+    context.emit(make_notice(run.name, message))
 
 
 def _tell_failure(run: RunFolder, error: BaseException, context: StepContext) -> None:
