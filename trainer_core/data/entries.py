@@ -19,7 +19,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from ..errors import TrainerError
-from ..files import write_safetensors_atomically
+from ..files import DTYPE_NAMES, write_safetensors_atomically
 from .progress import Progress
 
 TENSOR = "tensor"
@@ -61,16 +61,12 @@ def is_valid_entry(path: Path, shape: tuple[int | None, ...], dtype: torch.dtype
             found = file.get_slice(TENSOR)
             sides = found.get_shape()
             return (
-                found.get_dtype() == SAFETENSORS_DTYPES[dtype]
+                found.get_dtype() == DTYPE_NAMES[dtype]
                 and len(sides) == len(shape)
                 and all(side > 0 and wanted in (None, side) for side, wanted in zip(sides, shape, strict=True))
             )
     except (SafetensorError, OSError):
         return False
-
-
-SAFETENSORS_DTYPES = {torch.float32: "F32", torch.bfloat16: "BF16"}
-"""The dtypes entries are kept in, as safetensors names them."""
 
 
 def read_notes(path: Path) -> list[str]:

@@ -19,16 +19,14 @@ import torch
 from torch import Tensor
 
 from ...errors import TrainerError
+from ...files import DTYPE_NAMES
 
 WEIGHT_DTYPES = {
-    "F32": torch.float32,
-    "F16": torch.float16,
-    "BF16": torch.bfloat16,
-    "F8_E4M3": torch.float8_e4m3fn,
-    "F8_E5M2": torch.float8_e5m2,
+    DTYPE_NAMES[dtype]: dtype
+    for dtype in (torch.float32, torch.float16, torch.bfloat16, torch.float8_e4m3fn, torch.float8_e5m2)
 }
-"""What a weight may be stored as."""
-DTYPES = {**WEIGHT_DTYPES, "U8": torch.uint8}
+"""What a weight may be stored as, by its name in a file."""
+DTYPES = {**WEIGHT_DTYPES, DTYPE_NAMES[torch.uint8]: torch.uint8}
 
 MAX_HEADER_SIZE = 100_000_000
 """Bytes; the format's own limit."""
