@@ -7,7 +7,11 @@ import torch
 from lumina2_trainer.trainer_core import processes as module
 from lumina2_trainer.trainer_core.errors import OtherProcessFailed, StopTraining, TrainerError
 from lumina2_trainer.trainer_core.processes import Processes, joined
-from torch import nn
+from lumina2_trainer.trainer_core.training import updates
+from lumina2_trainer.trainer_core.training.optim.rounded_adamw import RoundedAdamW
+from torch import Tensor, nn
+
+LEARNING_RATE = 1e-2
 
 
 def check_values(here: Processes) -> None:
@@ -47,6 +51,47 @@ def check_tensors(here: Processes) -> None:
     assert torch.equal(parameter.detach(), torch.zeros(4))
 
 
+def make_network() -> nn.Sequential:
+    torch.manual_seed(0)
+    return nn.Sequential(nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 16), nn.ReLU(), nn.Linear(16, 4))
+
+
+def losses_of(network: nn.Module, seed: int) -> Tensor:
+    return network(torch.randn(4, 8, generator=torch.Generator().manual_seed(seed))).square().mean(-1)
+
+
+def expected_after(num_steps: int) -> list[Tensor]:
+    """What one process makes of the mean of both gradients."""
+    network = make_network()
+    parameters = list(network.parameters())
+    optimizer = RoundedAdamW(parameters, lr=LEARNING_RATE)
+    for step in range(num_steps):
+        both = [torch.autograd.grad(losses_of(network, 2 * step + index).mean(), parameters) for index in range(2)]
+        for parameter, *gradients in zip(parameters, *both, strict=True):
+            parameter.grad = (gradients[0] + gradients[1]) / 2
+        optimizer.step()
+    return [parameter.detach() for parameter in parameters]
+
+
+def check_updates_in_backward(here: Processes) -> None:
+    network = make_network()
+    parameters = dict(network.named_parameters())
+    optimizer = RoundedAdamW(parameters.values(), lr=0.0)
+    update = updates.UpdateInBackward(parameters, optimizer, 0.0, here)
+    most = 0
+    for step in range(3):
+        loss_B = losses_of(network, 2 * step + here.index)
+        update.prepare(loss_B.detach(), LEARNING_RATE, is_last=True)
+        loss_B.mean().backward()
+        most = max(most, sum(p.grad.nbytes for p in network.parameters() if p.grad is not None))
+        assert update.measure().isfinite()
+        update.apply()
+        assert all(parameter.grad is None for parameter in network.parameters())
+    assert 0 < most <= updates.MAX_BYTES_UNDER_WAY + updates.SMALL_BYTES
+    for parameter, expected in zip(network.parameters(), expected_after(3), strict=True):
+        assert torch.equal(parameter.detach(), expected)
+
+
 def fail_in_second(here: Processes) -> None:
     with here.failing_together():
         if here.index == 1:
@@ -73,10 +118,12 @@ def check_failures(here: Processes) -> None:
 
 if __name__ == "__main__":
     module.MAX_BYTES_AT_ONCE = 2**7  # so that there are several pieces
+    updates.SMALL_BYTES, updates.MAX_BYTES_UNDER_WAY = 2**8, 2**10  # some gradients go together, some alone
     with joined(torch.device("cpu")) as processes:
         assert processes.count == 2
         check_values(processes)
         check_tensors(processes)
+        check_updates_in_backward(processes)
         check_failures(processes)
         print("as it should be", flush=True)
         processes.wait()

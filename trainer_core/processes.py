@@ -26,8 +26,8 @@ logger = logging.getLogger(__name__)
 
 PATIENCE = datetime.timedelta(days=7)
 """How long a process waits for the others: the main one may draw pictures or save a model meanwhile."""
-MAX_BYTES_AT_ONCE = 2**26
-"""Of gradients that are exchanged in one piece, which takes as much memory again."""
+MAX_BYTES_AT_ONCE = 2**25
+"""Of gradients that are exchanged in one piece, which takes as much memory again; two pieces are under way at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -125,17 +125,35 @@ class Processes:
         for parameter in parameters:
             if parameter.grad is None:
                 parameter.grad = torch.zeros_like(parameter)
-        self._average([parameter.grad for parameter in parameters if parameter.grad is not None])
+        finish: Callable[[], None] = _nothing
+        for part in _parts([parameter.grad for parameter in parameters if parameter.grad is not None]):
+            finish_last, finish = finish, self.start_averaging(part)
+            finish_last()
+        finish()
 
     @torch.no_grad()
-    def _average(self, tensors: Sequence[Tensor]) -> None:
-        for part in _parts(tensors):
-            flat = torch.cat([tensor.flatten() for tensor in part]) if len(part) > 1 else part[0].contiguous()
-            dist.all_reduce(flat)
-            flat /= self.count
-            if flat is not part[0]:
-                pieces = flat.split([tensor.numel() for tensor in part]) if len(part) > 1 else [flat]
-                torch._foreach_copy_(part, [piece.view_as(own) for piece, own in zip(pieces, part, strict=True)])
+    def start_averaging(self, tensors: Sequence[Tensor]) -> Callable[[], None]:
+        """Begin to replace each tensor by its mean over the processes, all in one piece, while other work goes on.
+
+        Returns:
+            Must be called before they are read. It waits for the mean; on a GPU, only what is started later does.
+        """
+        flat = torch.cat([tensor.flatten() for tensor in tensors]) if len(tensors) > 1 else tensors[0].contiguous()
+        # NCCL divides by itself, gloo cannot.
+        work = dist.all_reduce(flat, dist.ReduceOp.AVG if flat.is_cuda else dist.ReduceOp.SUM, async_op=True)
+
+        @torch.no_grad()
+        def finish() -> None:
+            work.wait()
+            if not flat.is_cuda:
+                flat.div_(self.count)
+            if flat is not tensors[0]:
+                pieces = flat.split([tensor.numel() for tensor in tensors]) if len(tensors) > 1 else [flat]
+                torch._foreach_copy_(
+                    list(tensors), [piece.view_as(own) for piece, own in zip(pieces, tensors, strict=True)]
+                )
+
+        return finish
 
     def take_from_main(self, tensors: Sequence[Tensor]) -> None:
         """Replace each tensor by the main process's, so that all start from the very same numbers."""
@@ -175,6 +193,10 @@ def _talk(exchange: Callable[..., Any], *arguments: Any, **options: Any) -> None
         exchange(*arguments, **options)
     except RuntimeError as error:
         raise OtherProcessFailed(f"another process is gone ({error}): its own message says why") from error
+
+
+def _nothing() -> None:
+    pass
 
 
 def _parts(tensors: Sequence[Tensor]) -> Iterator[list[Tensor]]:
