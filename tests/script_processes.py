@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from lumina2_trainer.trainer_core import processes as module
@@ -92,6 +94,21 @@ def check_updates_in_backward(here: Processes) -> None:
         assert torch.equal(parameter.detach(), expected)
 
 
+def check_loss_of_one_that_is_not_finite(here: Processes) -> None:
+    network = make_network()
+    before = [parameter.detach().clone() for parameter in network.parameters()]
+    parameters = dict(network.named_parameters())
+    update = updates.UpdateInBackward(parameters, RoundedAdamW(parameters.values(), lr=0.0), 0.0, here)
+    for _ in range(here.index):  # only the last pass of a step is for all
+        update.prepare(torch.tensor([1.0, math.nan]), LEARNING_RATE, is_last=False)
+    loss_B = losses_of(network, here.index)
+    update.prepare(loss_B.detach(), LEARNING_RATE, is_last=True)
+    loss_B.mean().backward()
+    update.measure()
+    assert update.discard() == "Nothing was updated"
+    assert all(torch.equal(a, b) for a, b in zip(before, network.parameters(), strict=True))
+
+
 def fail_in_second(here: Processes) -> None:
     with here.failing_together():
         if here.index == 1:
@@ -124,6 +141,7 @@ if __name__ == "__main__":
         check_values(processes)
         check_tensors(processes)
         check_updates_in_backward(processes)
+        check_loss_of_one_that_is_not_finite(processes)
         check_failures(processes)
         print("as it should be", flush=True)
         processes.wait()

@@ -113,7 +113,7 @@ class Processes:
         return values
 
     def is_everywhere(self, is_so: Tensor) -> Tensor:
-        """The product of a number of each process, on its device: 0 if one of them is 0."""
+        """The product of a number of each process, in its place on the device: 0 if one of them is 0."""
         if self.count > 1:
             dist.all_reduce(is_so, dist.ReduceOp.PRODUCT)
         return is_so

@@ -145,10 +145,11 @@ class UpdateInBackward:
     def prepare(self, loss_B: Tensor, learning_rate: float, *, is_last: bool) -> None:
         if not self._has_begun:
             self._is_finite[0] = 1.0
-        self._is_finite[0] *= self._processes.is_everywhere(loss_B.isfinite().all().to(self._is_finite.dtype))
+        self._is_finite[0] *= loss_B.isfinite().all()
         self._has_begun = True
         if not is_last:
             return
+        self._processes.is_everywhere(self._is_finite[:1])
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._optimizer.start_step()
