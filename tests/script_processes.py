@@ -8,6 +8,7 @@ import pytest
 import torch
 from lumina2_trainer.trainer_core import processes as module
 from lumina2_trainer.trainer_core.errors import OtherProcessFailed, StopTraining, TrainerError
+from lumina2_trainer.trainer_core.out_of_memory import OutOfMemoryError, explained_out_of_memory
 from lumina2_trainer.trainer_core.processes import Processes, joined
 from lumina2_trainer.trainer_core.training import updates
 from lumina2_trainer.trainer_core.training.optim.rounded_adamw import RoundedAdamW
@@ -20,7 +21,7 @@ def check_values(here: Processes) -> None:
     index = here.index
     assert here.gather(("from", index)) == [("from", 0), ("from", 1)]
     assert list(here.share(range(5))) == [[0, 2, 4], [1, 3]][index]
-    assert here.any_of(index == 1) and not here.any_of(False)
+    assert here.join(torch.arange(1.0 + index) + index, [1, 2]).tolist() == [0, 1, 2]
     assert here.from_main(lambda: f"made by {index}") == "made by 0"
     assert here.is_everywhere(torch.tensor(float(index))).item() == 0
     assert here.is_everywhere(torch.tensor(1.0)).item() == 1
@@ -133,6 +134,29 @@ def check_failures(here: Processes) -> None:
         pass
 
 
+def run_out_of_memory_in_second(here: Processes) -> None:
+    if here.is_main:
+        here.wait()
+    with explained_out_of_memory("work", ["do less"]), here.telling_failure():
+        raise MemoryError  # told here, and not again as the error it becomes
+
+
+def check_failure_outside_of_meetings(here: Processes) -> None:
+    """The others learn of it at whatever meeting is their next."""
+    for meet in (here.wait, lambda: here.gather(1), lambda: here.from_main(lambda: 1)):
+        if here.is_main:
+            with pytest.raises(OtherProcessFailed, match="process 1 failed: mine"):
+                meet()
+        else:
+            with pytest.raises(ValueError, match="mine"), here.telling_failure():
+                raise ValueError("mine")
+    with pytest.raises(OtherProcessFailed if here.is_main else OutOfMemoryError), here.telling_failure():
+        run_out_of_memory_in_second(here)
+    with pytest.raises(TrainerError, match="same"), here.telling_failure():  # all know it by themselves
+        raise TrainerError("the same in all")
+    assert here.gather(here.index) == [0, 1]
+
+
 if __name__ == "__main__":
     module.MAX_BYTES_AT_ONCE = 2**7  # so that there are several pieces
     updates.SMALL_BYTES, updates.MAX_BYTES_UNDER_WAY = 2**8, 2**10  # some gradients go together, some alone
@@ -143,6 +167,7 @@ if __name__ == "__main__":
         check_updates_in_backward(processes)
         check_loss_of_one_that_is_not_finite(processes)
         check_failures(processes)
+        check_failure_outside_of_meetings(processes)
         print("as it should be", flush=True)
         processes.wait()
         if processes.is_main:  # the other one leaves

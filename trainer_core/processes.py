@@ -29,6 +29,9 @@ PATIENCE = datetime.timedelta(days=7)
 MAX_BYTES_AT_ONCE = 2**25
 """Of gradients that are exchanged in one piece, which takes as much memory again; two pieces are under way at once."""
 
+TOLD = "is_told"
+"""Attribute of an exception that all processes know of."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Processes:
@@ -48,69 +51,82 @@ class Processes:
 
     def wait(self) -> None:
         """Until all have come this far."""
-        self.any_of(False)
-
-    def any_of(self, fact: bool) -> bool:
-        """Whether it is so in any process. Does not wait for the GPU."""
-        if self.count == 1:
-            return fact
-        found = torch.tensor(int(fact))
-        _talk(dist.all_reduce, found, dist.ReduceOp.MAX)
-        return bool(found.item())
+        self.gather(None)
 
     def from_main(self, make: Callable[[], T]) -> T:
         """What the main process makes, in all of them; what it raises is raised in all of them.
 
         Raises:
             StopTraining: The main process stopped.
-            OtherProcessFailed: It failed.
+            OtherProcessFailed: It failed, or another did before.
         """
         if self.count == 1:
             return make()
-        if self.is_main:
-            return self._make_for_all(make)
-        answer: list[Any] = [None]
-        _talk(dist.broadcast_object_list, answer, src=0)
-        result, problem = answer[0]
-        if problem is not None:
-            raise problem
+        if not self.is_main:
+            return self._meet(None)[0]
+        with self.telling_failure():
+            result = make()
+        self._meet(result)
         return result
 
-    def _make_for_all(self, make: Callable[[], T]) -> T:
+    @contextmanager
+    def telling_failure(self) -> Iterator[None]:
+        """What only one process raises in its block is raised in the others where they meet next, if it was not yet."""
         try:
-            result = make()
+            yield
         except BaseException as error:
-            is_stop = isinstance(error, (StopTraining, KeyboardInterrupt))
-            problem = StopTraining() if is_stop else OtherProcessFailed(f"the main process failed: {error}")
-            with suppress(OtherProcessFailed):
-                _talk(dist.broadcast_object_list, [(None, problem)], src=0)
+            if self.count > 1 and not _is_told(error):
+                vars(error)[TOLD] = True
+                with suppress(OtherProcessFailed, StopTraining):
+                    self._meet(None, self._tell(error))
             raise
-        _talk(dist.broadcast_object_list, [(result, None)], src=0)
-        return result
 
     @contextmanager
     def failing_together(self) -> Iterator[None]:
         """What is raised in one process's block ends the block of every other too, which so waits for none in vain.
 
         Raises:
-            OtherProcessFailed: Another process failed.
+            StopTraining: Another process stopped.
+            OtherProcessFailed: It failed.
         """
-        try:
+        with self.telling_failure():
             yield
-        except BaseException:
-            with suppress(OtherProcessFailed):
-                self.any_of(True)
-            raise
-        if self.any_of(False):
-            raise OtherProcessFailed("another process failed: its own message says why")
+        self.wait()
 
     def gather(self, value: T) -> list[T]:
-        """The values of all processes, in their order."""
+        """The values of all processes, in their order. Does not wait for the GPU."""
+        return [value] if self.count == 1 else self._meet(value)
+
+    def _meet(self, value: Any, problem: OtherProcessFailed | StopTraining | None = None) -> list[Any]:
+        """What each has brought. All meetings are the same exchange: who failed finds the others at any of them."""
+        words: list[Any] = [None] * self.count
+        _talk(dist.all_gather_object, words, (value, problem))
+        for index, (_, theirs) in enumerate(words):
+            if theirs is not None and index != self.index:
+                raise theirs
+        return [value for value, _ in words]
+
+    def _tell(self, error: BaseException) -> OtherProcessFailed | StopTraining:
+        who = "the main process" if self.is_main else f"process {self.index}"
+        is_stop = isinstance(error, StopTraining | KeyboardInterrupt)
+        problem = StopTraining() if is_stop else OtherProcessFailed(f"{who} failed: {error}")
+        vars(problem)[TOLD] = True
+        return problem
+
+    def join(self, own: Tensor, lengths: Sequence[int]) -> Tensor:
+        """The tensors of all processes one after another, on the device.
+
+        Args:
+            own: [n].
+            lengths: n of each process.
+        """
         if self.count == 1:
-            return [value]
-        values: list[Any] = [None] * self.count
-        _talk(dist.all_gather_object, values, value)
-        return values
+            return own
+        joined = own.new_zeros(sum(lengths))
+        start = sum(lengths[: self.index])
+        joined[start : start + len(own)] = own
+        dist.all_reduce(joined)
+        return joined
 
     def is_everywhere(self, is_so: Tensor) -> Tensor:
         """The product of a number of each process, in its place on the device: 0 if one of them is 0."""
@@ -182,7 +198,8 @@ def joined(device: torch.device) -> Iterator[Processes]:
     processes = Processes(index=dist.get_rank(), count=dist.get_world_size())
     logger.info("%d processes train together", processes.count)
     try:
-        yield processes
+        with processes.telling_failure():
+            yield processes
     finally:
         dist.destroy_process_group()
 
@@ -193,6 +210,14 @@ def _talk(exchange: Callable[..., Any], *arguments: Any, **options: Any) -> None
         exchange(*arguments, **options)
     except RuntimeError as error:
         raise OtherProcessFailed(f"another process is gone ({error}): its own message says why") from error
+
+
+def _is_told(error: BaseException) -> bool:
+    """Whether others know of it, or of the one in whose place it was raised."""
+    part: BaseException | None = error
+    while part is not None and TOLD not in vars(part):
+        part = part.__context__
+    return part is not None
 
 
 def _nothing() -> None:

@@ -41,6 +41,9 @@ from .trained_weights import TrainedWeights, choose_trained_weights
 
 logger = logging.getLogger(__name__)
 
+STOP = "stop"
+"""What a process is asked that others must know."""
+
 
 def train(job: TrainJob, context: StepContext) -> tuple[RunFolder, bool]:
     """Train a job to its end, from where it was left; a finished job returns at once.
@@ -189,12 +192,13 @@ def _train_as_planned(
         context=context.alone,
     )
     try:
-        with explained_out_of_memory("training", remedies):
+        with processes.telling_failure(), explained_out_of_memory("training", remedies):
             processes.from_main(recorder.start)
             while session.step < job.train.steps:
-                if processes.any_of(context.should_stop()):
+                if STOP in session.wishes if processes.count > 1 else context.should_stop():
                     raise StopTraining
-                processes.from_main(partial(recorder.record_step, session.train_step()))
+                record = session.train_step(lambda: frozenset({STOP} if context.should_stop() else ()))
+                processes.from_main(partial(recorder.record_step, record))
             processes.from_main(recorder.finish)
     except BaseException as error:
         _rescue(session, recorder, error, processes)
