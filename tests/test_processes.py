@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from lumina2_trainer.trainer_core.cli.main import main
+from PIL import Image
 from safetensors.torch import load_file
 
 from .lumina2.tiny_models import relative_error
@@ -124,6 +126,51 @@ def test_two_processes_train_the_model_itself(arguments: list[str], tmp_path: Pa
     run_together(TORCHRUN, [*arguments, "--output", together])
     assert_same_run(together, alone)
     assert len(list((together / "checkpoints").iterdir())) == 1
+
+
+def add_validation(path: Path) -> None:
+    """Pictures of two prompts and of the base, and held-out losses, every second step."""
+    workflow = json.loads(path.read_text())
+    validation = {
+        "prompts": "a red square\na blue square\na grey square",
+        "width": 64,
+        "height": 64,
+        "num_inference_steps": 2,
+        "every_num_steps": 2,
+        "draw_base": True,
+        "held_out_share": 0.4,
+        "held_out_step_interval": 2,
+    }
+    workflow["9"] = {"class_type": "Lumina2ValidationPrompts", "inputs": validation}
+    for node in ("4", "7"):
+        workflow[node]["inputs"]["validation"] = ["9", 0]
+    path.write_text(json.dumps(workflow))
+
+
+def test_validation_is_shared_out_and_gives_what_one_process_gives(arguments: list[str], tmp_path: Path) -> None:
+    add_validation(tmp_path / "workflow.json")
+    command = [*arguments, "--set", "7.steps=3"]
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert main([*command, "--output", str(alone), "--set", "6.gradient_accumulation_steps=2"]) == 0
+    printed = run_together(TORCHRUN, [*command, "--output", together])
+    assert printed.count("step 2: 6 validation pictures") == 1
+    ours, expected = (read_held_out(output) for output in (together, alone))
+    assert [(line["step"], line["weights"]) for line in ours] == [(0, "base"), (2, "live"), (3, "live")]
+    assert ours[0]["losses"] == pytest.approx(expected[0]["losses"], rel=1e-6)
+    for line, other in zip(ours, expected, strict=True):
+        assert line["losses"] == pytest.approx(other["losses"], rel=1e-4)
+    folders = [output / "lumina2_trainer/run/samples" for output in (together, alone)]
+    pictures, others = (sorted(path.relative_to(folder) for path in folder.rglob("*.png")) for folder in folders)
+    assert pictures == others and len(pictures) == 3 + 6 + 6
+    for path in pictures:
+        difference = np.abs(np.subtract(*(np.asarray(Image.open(folder / path), dtype=int) for folder in folders)))
+        assert difference.max() <= (1 if path.parent.name.startswith("base") else 2)
+    assert_same_run(together, alone)
+
+
+def read_held_out(output: Path) -> list[dict[str, Any]]:
+    [path] = (output / "lumina2_trainer/run").rglob("held_out.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()]
 
 
 def wait_for_checkpoint(output: Path, step: int, process: subprocess.Popen[Any]) -> None:

@@ -42,7 +42,7 @@ from .trained_weights import TrainedWeights, choose_trained_weights
 logger = logging.getLogger(__name__)
 
 STOP = "stop"
-"""What a process is asked that others must know."""
+"""Among what a process was asked, beside the requests of a user."""
 
 
 def train(job: TrainJob, context: StepContext) -> tuple[RunFolder, bool]:
@@ -193,16 +193,20 @@ def _train_as_planned(
     )
     try:
         with processes.telling_failure(), explained_out_of_memory("training", remedies):
-            processes.from_main(recorder.start)
+            recorder.start()
             while session.step < job.train.steps:
                 if STOP in session.wishes if processes.count > 1 else context.should_stop():
                     raise StopTraining
-                record = session.train_step(lambda: frozenset({STOP} if context.should_stop() else ()))
-                processes.from_main(partial(recorder.record_step, record))
-            processes.from_main(recorder.finish)
+                recorder.record_step(session.train_step(partial(_take_wishes, run, context)))
+            recorder.finish()
     except BaseException as error:
         _rescue(session, recorder, error, processes)
         raise
+
+
+def _take_wishes(run: RunFolder, context: StepContext) -> frozenset[str]:
+    """What this process was asked."""
+    return frozenset[str](context.take_requests(run.name)) | ({STOP} if context.should_stop() else frozenset())
 
 
 def _announce_plan(
