@@ -171,5 +171,5 @@ if __name__ == "__main__":
         print("as it should be", flush=True)
         processes.wait()
         if processes.is_main:  # the other one leaves
-            with pytest.raises(OtherProcessFailed, match="another process is gone"):
+            with pytest.raises(OtherProcessFailed, match="process 1 is gone: it was ended, or has left"):
                 processes.wait()

@@ -147,6 +147,7 @@ def add_validation(path: Path) -> None:
     path.write_text(json.dumps(workflow))
 
 
+@pytest.mark.process
 def test_validation_is_shared_out_and_gives_what_one_process_gives(arguments: list[str], tmp_path: Path) -> None:
     add_validation(tmp_path / "workflow.json")
     command = [*arguments, "--set", "7.steps=3"]
@@ -207,19 +208,61 @@ def test_a_mistake_is_said_once_and_ends_all(arguments: list[str], tmp_path: Pat
     assert printed.count("lumina2-trainer: memory: 0.001 GiB allowed") >= 1
 
 
-@pytest.mark.process
-def test_what_processes_say_to_one_another() -> None:
-    script = Path(__file__).parent / "script_processes.py"
-    done = subprocess.run(
-        [sys.executable, *TORCHRUN, str(script)],
+def run_script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *TORCHRUN, str(Path(__file__).parent / name), *arguments],
         capture_output=True,
         text=True,
         timeout=240,
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
     )
+
+
+@pytest.mark.process
+def test_what_processes_say_to_one_another() -> None:
+    done = run_script("script_processes.py")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("as it should be") == 2
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("how", "num_notice"), [("killed", 1), ("frozen", 1), ("failed", 2)])
+def test_who_is_lost_is_noticed(how: str, num_notice: int) -> None:
+    done = run_script("script_presence.py", how)
+    assert done.stdout.count("noticed") == num_notice, done.stderr
+    assert (done.returncode == 0) is (how != "killed"), done.stderr
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("killed", ["0", "1"])
+def test_the_steps_of_a_killed_process_are_kept_and_one_goes_on(
+    arguments: list[str], tmp_path: Path, killed: str
+) -> None:
+    output = tmp_path / "output"
+    command = [*arguments, "--set", "7.steps=60", "--set", "5.checkpoint_step_interval=50", "--output", output]
+    process = launch(TORCHRUN, command)
+    log_path = output / "lumina2_trainer/run/log.jsonl"
+    deadline = time.monotonic() + 120
+    while not log_path.exists() or len(log_path.read_text().splitlines()) < 3:
+        assert process.poll() is None, "training ended before a process could be killed"
+        assert time.monotonic() < deadline, "no step came"
+        time.sleep(0.01)
+    os.kill(find_process(process.pid, f"RANK={killed}"), signal.SIGKILL)
+    printed, _ = process.communicate(timeout=120)
+    name = "the main process" if killed == "0" else "process 1"
+    assert f"{name} is gone: it was ended" in printed, printed
+    [checkpoint] = (output / "lumina2_trainer/run/checkpoints").iterdir()
+    step = int(checkpoint.name.rpartition("-")[2])
+    assert 3 <= step < 50
+    steps = ["--set", f"7.steps={step + 2}", "--set", "6.gradient_accumulation_steps=2"]
+    assert main([*map(str, command), *steps]) == 0
+
+
+def find_process(launcher: int, variable: str) -> int:
+    """The child that was started with a variable in its environment."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    return next(int(pid) for pid in children if variable in Path(f"/proc/{pid}/environ").read_text().split("\0"))
 
 
 def test_other_commands_refuse_a_launcher(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

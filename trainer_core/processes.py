@@ -10,7 +10,7 @@ import datetime
 import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import torch
@@ -19,13 +19,14 @@ from torch import Tensor, nn
 
 from .errors import OtherProcessFailed, StopTraining
 from .launch import num_launched
+from .presence import Presence
 
 T = TypeVar("T")
 
 logger = logging.getLogger(__name__)
 
-PATIENCE = datetime.timedelta(days=7)
-"""How long a process waits for the others: the main one may draw pictures or save a model meanwhile."""
+PATIENCE = {"cpu": datetime.timedelta(seconds=60), "cuda": datetime.timedelta(minutes=10)}
+"""How long tensors of the others are waited for. Work that takes longer ends in a meeting, see `presence.py`."""
 MAX_BYTES_AT_ONCE = 2**25
 """Of gradients that are exchanged in one piece, which takes as much memory again; two pieces are under way at once."""
 
@@ -39,11 +40,23 @@ class Processes:
 
     index: int = 0
     count: int = 1
+    presence: Presence | None = field(default=None, repr=False)
+    """Of all of them; None alone."""
 
     @property
     def is_main(self) -> bool:
         """Whether this is the one that writes and reports."""
         return self.index == 0
+
+    @property
+    def stands_in(self) -> bool:
+        """Whether this one writes because the main process is gone."""
+        return self.index == 1 and self.presence is not None and 0 in self.presence.gone
+
+    def check(self) -> None:
+        """Raise OtherProcessFailed if tensors that were just exchanged may be none, for another process is gone."""
+        if self.presence is not None:
+            self.presence.check()
 
     def share(self, items: Sequence[T]) -> Sequence[T]:
         """The items that are this process's to work on."""
@@ -70,15 +83,22 @@ class Processes:
         return result
 
     @contextmanager
-    def telling_failure(self) -> Iterator[None]:
-        """What only one process raises in its block is raised in the others where they meet next, if it was not yet."""
+    def telling_failure(self, *, sends_tensors: bool = False) -> Iterator[None]:
+        """What only one process raises in its block is raised in the others where they meet next, if it was not yet.
+
+        Args:
+            sends_tensors: In the block, so that others may be waiting for them, and the exchange ends.
+        """
         try:
             yield
         except BaseException as error:
             if self.count > 1 and not _is_told(error):
                 vars(error)[TOLD] = True
+                problem = self._tell(error)
+                if self.presence is not None and sends_tensors:
+                    self.presence.tell_failure(str(problem))
                 with suppress(OtherProcessFailed, StopTraining):
-                    self._meet(None, self._tell(error))
+                    self._meet(None, problem)
             raise
 
     @contextmanager
@@ -99,6 +119,8 @@ class Processes:
 
     def _meet(self, value: Any, problem: OtherProcessFailed | StopTraining | None = None) -> list[Any]:
         """What each has brought. All meetings are the same exchange: who failed finds the others at any of them."""
+        if self.presence is not None:
+            self.presence.arrive()
         words: list[Any] = [None] * self.count
         _talk(dist.all_gather_object, words, (value, problem))
         for index, (_, theirs) in enumerate(words):
@@ -194,14 +216,27 @@ def joined(device: torch.device) -> Iterator[Processes]:
     if device.type == "cuda":
         torch.cuda.set_device(device)
     # Two ways of talking: a GPU's tensors go by NCCL; flags and results go by gloo, which does not wait for the GPU.
-    dist.init_process_group("cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo", timeout=PATIENCE)
-    processes = Processes(index=dist.get_rank(), count=dist.get_world_size())
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    dist.init_process_group(backend, timeout=PATIENCE[device.type])
+    index, count = dist.get_rank(), dist.get_world_size()
+    presence = Presence(index, count, abort_tensors if device.type == "cuda" else _nothing)
+    processes = Processes(index=index, count=count, presence=presence)
     logger.info("%d processes train together", processes.count)
+    presence.start()
     try:
         with processes.telling_failure():
             yield processes
     finally:
+        presence.end()
         dist.destroy_process_group()
+
+
+def abort_tensors() -> None:
+    """End every exchange of GPUs that has not ended, and allow none any more."""
+    if dist.is_initialized():
+        world = dist.group.WORLD
+        assert world is not None, "processes have met"
+        world._get_backend(torch.device("cuda")).abort()
 
 
 def _talk(exchange: Callable[..., Any], *arguments: Any, **options: Any) -> None:

@@ -192,7 +192,7 @@ def _train_as_planned(
         context=context.alone,
     )
     try:
-        with processes.telling_failure(), explained_out_of_memory("training", remedies):
+        with processes.telling_failure(sends_tensors=True), explained_out_of_memory("training", remedies):
             recorder.start()
             while session.step < job.train.steps:
                 if STOP in session.wishes if processes.count > 1 else context.should_stop():
@@ -272,10 +272,12 @@ def _rescue(session: TrainingSession, recorder: Recorder, error: BaseException, 
         except Exception:
             logger.exception("The steps since the last checkpoint could not be saved")
 
+    if processes.presence is not None and not isinstance(error, StopTraining):
+        processes.presence.abort()  # else the GPU goes on waiting for tensors that never come
     if not isinstance(error, KeyboardInterrupt):
         with suppress(OtherProcessFailed, StopTraining):
             processes.from_main(save)  # the others wait: a launcher ends what outlives a process that failed
-    elif processes.is_main:
+    if processes.stands_in or (processes.is_main and isinstance(error, KeyboardInterrupt)):
         save()
 
 

@@ -174,6 +174,7 @@ class TrainingSession:
         samples = StepSamples.joined(parts)
         all_losses = self.processes.join(torch.cat(losses), [len(part.ids) for part in parts])
         *samples.losses, norm = torch.cat([all_losses, self._update.measure()[None]]).tolist()  # the one wait
+        self.processes.check()
         self._check_finite(step, samples, norm)
         self._is_ending_step = True
         self._update.apply()
