@@ -12,8 +12,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from lumina2_trainer.trainer_core.cli.main import main
+from PIL import Image
 from safetensors.torch import load_file
 
 from .lumina2.tiny_models import relative_error
@@ -126,6 +128,52 @@ def test_two_processes_train_the_model_itself(arguments: list[str], tmp_path: Pa
     assert len(list((together / "checkpoints").iterdir())) == 1
 
 
+def add_validation(path: Path) -> None:
+    """Pictures of two prompts and of the base, and held-out losses, every second step."""
+    workflow = json.loads(path.read_text())
+    validation = {
+        "prompts": "a red square\na blue square\na grey square",
+        "width": 64,
+        "height": 64,
+        "num_inference_steps": 2,
+        "every_num_steps": 2,
+        "draw_base": True,
+        "held_out_share": 0.4,
+        "held_out_step_interval": 2,
+    }
+    workflow["9"] = {"class_type": "Lumina2ValidationPrompts", "inputs": validation}
+    for node in ("4", "7"):
+        workflow[node]["inputs"]["validation"] = ["9", 0]
+    path.write_text(json.dumps(workflow))
+
+
+@pytest.mark.process
+def test_validation_is_shared_out_and_gives_what_one_process_gives(arguments: list[str], tmp_path: Path) -> None:
+    add_validation(tmp_path / "workflow.json")
+    command = [*arguments, "--set", "7.steps=3"]
+    alone, together = tmp_path / "alone", tmp_path / "together"
+    assert main([*command, "--output", str(alone), "--set", "6.gradient_accumulation_steps=2"]) == 0
+    printed = run_together(TORCHRUN, [*command, "--output", together])
+    assert printed.count("step 2: 6 validation pictures") == 1
+    ours, expected = (read_held_out(output) for output in (together, alone))
+    assert [(line["step"], line["weights"]) for line in ours] == [(0, "base"), (2, "live"), (3, "live")]
+    assert ours[0]["losses"] == pytest.approx(expected[0]["losses"], rel=1e-6)
+    for line, other in zip(ours, expected, strict=True):
+        assert line["losses"] == pytest.approx(other["losses"], rel=1e-4)
+    folders = [output / "lumina2_trainer/run/samples" for output in (together, alone)]
+    pictures, others = (sorted(path.relative_to(folder) for path in folder.rglob("*.png")) for folder in folders)
+    assert pictures == others and len(pictures) == 3 + 6 + 6
+    for path in pictures:
+        difference = np.abs(np.subtract(*(np.asarray(Image.open(folder / path), dtype=int) for folder in folders)))
+        assert difference.max() <= (1 if path.parent.name.startswith("base") else 2)
+    assert_same_run(together, alone)
+
+
+def read_held_out(output: Path) -> list[dict[str, Any]]:
+    [path] = (output / "lumina2_trainer/run").rglob("held_out.jsonl")
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
 def wait_for_checkpoint(output: Path, step: int, process: subprocess.Popen[Any]) -> None:
     path = output / f"lumina2_trainer/run/checkpoints/step-{step:06d}/training_state.json"
     deadline = time.monotonic() + 120
@@ -160,19 +208,61 @@ def test_a_mistake_is_said_once_and_ends_all(arguments: list[str], tmp_path: Pat
     assert printed.count("lumina2-trainer: memory: 0.001 GiB allowed") >= 1
 
 
-@pytest.mark.process
-def test_what_processes_say_to_one_another() -> None:
-    script = Path(__file__).parent / "script_processes.py"
-    done = subprocess.run(
-        [sys.executable, *TORCHRUN, str(script)],
+def run_script(name: str, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [sys.executable, *TORCHRUN, str(Path(__file__).parent / name), *arguments],
         capture_output=True,
         text=True,
         timeout=240,
         check=False,
         env={**os.environ, "OMP_NUM_THREADS": "1", "GLOO_SOCKET_IFNAME": "lo"},
     )
+
+
+@pytest.mark.process
+def test_what_processes_say_to_one_another() -> None:
+    done = run_script("script_processes.py")
     assert done.returncode == 0, done.stderr
     assert done.stdout.count("as it should be") == 2
+
+
+@pytest.mark.process
+@pytest.mark.parametrize(("how", "num_notice"), [("killed", 1), ("frozen", 1), ("failed", 2)])
+def test_who_is_lost_is_noticed(how: str, num_notice: int) -> None:
+    done = run_script("script_presence.py", how)
+    assert done.stdout.count("noticed") == num_notice, done.stderr
+    assert (done.returncode == 0) is (how != "killed"), done.stderr
+
+
+@pytest.mark.process
+@pytest.mark.parametrize("killed", ["0", "1"])
+def test_the_steps_of_a_killed_process_are_kept_and_one_goes_on(
+    arguments: list[str], tmp_path: Path, killed: str
+) -> None:
+    output = tmp_path / "output"
+    command = [*arguments, "--set", "7.steps=60", "--set", "5.checkpoint_step_interval=50", "--output", output]
+    process = launch(TORCHRUN, command)
+    log_path = output / "lumina2_trainer/run/log.jsonl"
+    deadline = time.monotonic() + 120
+    while not log_path.exists() or len(log_path.read_text().splitlines()) < 3:
+        assert process.poll() is None, "training ended before a process could be killed"
+        assert time.monotonic() < deadline, "no step came"
+        time.sleep(0.01)
+    os.kill(find_process(process.pid, f"RANK={killed}"), signal.SIGKILL)
+    printed, _ = process.communicate(timeout=120)
+    name = "the main process" if killed == "0" else "process 1"
+    assert f"{name} is gone: it was ended" in printed, printed
+    [checkpoint] = (output / "lumina2_trainer/run/checkpoints").iterdir()
+    step = int(checkpoint.name.rpartition("-")[2])
+    assert 3 <= step < 50
+    steps = ["--set", f"7.steps={step + 2}", "--set", "6.gradient_accumulation_steps=2"]
+    assert main([*map(str, command), *steps]) == 0
+
+
+def find_process(launcher: int, variable: str) -> int:
+    """The child that was started with a variable in its environment."""
+    children = Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()
+    return next(int(pid) for pid in children if variable in Path(f"/proc/{pid}/environ").read_text().split("\0"))
 
 
 def test_other_commands_refuse_a_launcher(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:

@@ -16,9 +16,10 @@ from lumina2_trainer.trainer_core.lumina2.memory.estimate import Measures
 from lumina2_trainer.trainer_core.lumina2.memory.plan import MemoryPlan
 from lumina2_trainer.trainer_core.run import memory
 from lumina2_trainer.trainer_core.run import plan as run_plan
-from lumina2_trainer.trainer_core.run.job import TrainJob
+from lumina2_trainer.trainer_core.run.job import TrainFullSettings, TrainJob
 from lumina2_trainer.trainer_core.run.trained_weights import choose_trained_weights
-from lumina2_trainer.trainer_core.training.settings import CheckpointSettings
+from lumina2_trainer.trainer_core.training.settings import CheckpointSettings, OptimizerSettings
+from lumina2_trainer.trainer_core.training.updates import MAX_EXCHANGED_BYTES
 from safetensors.torch import load_file
 
 from ..training_setup import PROMPTS, TRAIN, Setup, make_setup
@@ -142,3 +143,13 @@ def test_the_plan_counts_the_running_average_where_it_is(fresh: Setup) -> None:
     moments = optimizer_bytes()  # two for each weight, as large as it is
     assert optimizer_bytes(use_ema=True) == 1.5 * moments
     assert optimizer_bytes(use_ema=True, ema_device="cpu") == moments
+
+
+def test_the_plan_counts_gradients_under_way_to_other_processes(fresh: Setup, monkeypatch: pytest.MonkeyPatch) -> None:
+    train = TrainFullSettings(steps=1, learning_rate=1e-3, optimizer="adamw8bit", run_name="run")
+    optimizer = OptimizerSettings(gradient_accumulation_steps=1)
+    job = TrainJob(model=fresh.model, latents=fresh.latents, embeds=fresh.embeds, train=train, optimizer=optimizer)
+    alone = memory.measure_job(job, choose_trained_weights(job), torch.device("cpu"))
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    together = memory.measure_job(job, choose_trained_weights(job), torch.device("cpu"))
+    assert together.fixed_bytes - alone.fixed_bytes == MAX_EXCHANGED_BYTES

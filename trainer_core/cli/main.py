@@ -39,7 +39,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise TrainerError("only the command run is for several processes: call this one without a launcher")
         options.run(options)
     except OtherProcessFailed as error:
-        logging.getLogger(__name__).info("lumina2-trainer: %s", error)
+        if launched_index() < 2:  # the second one too, for the main one may be gone
+            print(f"lumina2-trainer: {error}", file=sys.stderr)
         return 1
     except TrainerError as error:
         print(f"lumina2-trainer: {error}", file=sys.stderr)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -63,36 +64,47 @@ class HeldOutWatch:
         return self.run.held_out_log
 
     def start(self) -> None:
-        """Go on after the step the run is at, and measure the base if that was not done yet."""
-        self.log.truncate(self.session.step)
-        if self.log.find(0, BASE):
+        """Go on after the step the run is at, and measure the base if that was not done yet; by all processes."""
+        if self.session.processes.from_main(self._goes_on_with_base):
             return
         if self.session.base_only is not None:
             with self.session.base_only(self.session.transformer):
-                self.log.append(self._measure(0, BASE))
+                self._measure_base()
         elif self.session.step == 0:  # later the base is gone
-            self.log.append(self._measure(0, BASE))
+            self._measure_base()
+
+    def _goes_on_with_base(self) -> bool:
+        self.log.truncate(self.session.step)
+        return self.log.find(0, BASE) is not None
+
+    def _measure_base(self) -> None:
+        line = self._measure(0, BASE)
+        self.session.processes.from_main(lambda: self.log.append(line))
 
     def is_due(self, step: int) -> bool:
         """Whether a step is followed by a measurement."""
         return is_due(step, self.settings.held_out_step_interval, self.job.train.steps)
 
     def measure(self) -> dict[str, Any]:
-        """Measure after a step, and keep the weights if the loss is the lowest so far.
+        """Measure after a step, and keep the weights if the loss is the lowest so far; by all processes.
 
         Returns:
             What log.jsonl says of it: a group of numbers for each kind of weights, named "held_out" and their suffix.
         """
         step, facts = self.session.step, {}
+        from_main = self.session.processes.from_main
         for view in self.views:
-            line = self.log.find(step, view.name)  # there is one if the run goes on from before its best step
+            # There is a line if the run goes on from before its best step.
+            line = from_main(partial(self.log.find, step, view.name))
             if line is None:
                 with view.in_use():
                     line = self._measure(step, view.name)
-                self._record(view, line)
-                self._tell(judge(self.log.read(), line))
-            facts[f"held_out{suffix_of(view.name)}"] = judge(self.log.read(), line).to_json()
+                from_main(partial(self._take, view, line))
+            facts[f"held_out{suffix_of(view.name)}"] = from_main(partial(self._judge, line)).to_json()
         return facts
+
+    def _judge(self, line: HeldOutLine) -> Verdict:
+        return judge(self.log.read(), line)
 
     def _measure(self, step: int, weights: str) -> HeldOutLine:
         losses = held_out_losses(
@@ -104,8 +116,13 @@ class HeldOutWatch:
             seed=derive_seed(self.job.train.seed, "held-out"),
             batch_size=self.job.train.batch_size,
             before_batch=self.before_batch,
+            processes=self.session.processes,
         )
         return HeldOutLine(step=step, weights=weights, losses=losses)
+
+    def _take(self, view: WeightView, line: HeldOutLine) -> None:
+        self._record(view, line)
+        self._tell(self._judge(line))
 
     def _record(self, view: WeightView, line: HeldOutLine) -> None:
         """Log a measurement; weights with the lowest loss are on disk before the line that names them."""

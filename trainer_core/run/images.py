@@ -35,7 +35,7 @@ NOT_DRAWN = {"draw_base", "prompt_library", "clip_model", "clip_device"}
 
 @dataclass(frozen=True, kw_only=True)
 class RunPictures:
-    """Draws them."""
+    """Draws them; all but `describe` is called by all processes of the run."""
 
     job: TrainJob
     settings: ValidationSettings
@@ -48,7 +48,7 @@ class RunPictures:
 
     def start(self) -> None:
         """Draw the base, if that is wanted, not done yet and still possible."""
-        if not self.settings.draw_base or self._base_dir.exists():
+        if not self.settings.draw_base or self.session.processes.from_main(self._base_dir.exists):
             return
         if self.session.base_only is None and self.session.step > 0:
             logger.warning(
@@ -61,7 +61,8 @@ class RunPictures:
 
     def draw(self) -> tuple[Path, ...]:
         """Draw with the weights of this step; pictures of the base lie beside them if there are any."""
-        beside = {suffix_of(BASE): self._base_dir} if self._has_base else {}
+        has_base = self.session.processes.from_main(lambda: self._has_base)
+        beside = {suffix_of(BASE): self._base_dir} if has_base else {}
         weights = {suffix_of(view.name): view.in_use for view in self.views}
         return self._render(self.run.samples_dir(self.session.step), weights, beside)
 
@@ -69,9 +70,10 @@ class RunPictures:
         """CLIP scores of pictures that `draw` gave, if that is wanted; the run goes on where they cannot be had."""
         if not self.settings.clip_model:
             return None
+        remedies = ["set clip_device of Validation Prompts to cpu"]
         try:
-            with explained_out_of_memory("scoring pictures", ["set clip_device of Validation Prompts to cpu"]):
-                return report_clip_scores(self.settings, paths, self.context)
+            with self.session.processes.telling_failure(), explained_out_of_memory("scoring pictures", remedies):
+                return report_clip_scores(self.settings, paths, self.context, self.session.processes)
         except TrainerError as error:
             message = f"pictures of step {self.session.step} were not scored: {error}"
             logger.warning("%s: %s", self.run.name, message)
@@ -124,4 +126,5 @@ class RunPictures:
             should_stop=self.context.should_stop,
             weights=weights,
             beside=beside,
+            processes=self.session.processes,
         )

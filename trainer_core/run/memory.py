@@ -11,6 +11,7 @@ import torch
 
 from ..data.sample_sizes import SampleSize
 from ..device import available_memory
+from ..launch import num_launched
 from ..lumina2.encoders.prompts import UNCONDITIONAL_TOKENS
 from ..lumina2.memory.estimate import Measures, StepEstimate
 from ..lumina2.memory.plan import GIB, Budget, Freedom, MemoryPlan, choose_plan, describe, smallest_peak
@@ -22,6 +23,7 @@ from ..lumina2.ops.ops import is_fused
 from ..lumina2.quant.precision import PRECISIONS
 from ..training.low_resolution import num_low_resolution_tokens
 from ..training.optim.optimizers import OPTIMIZERS, state_bytes_on_device
+from ..training.updates import MAX_EXCHANGED_BYTES
 from .job import TrainJob, parse_memory
 from .trained_weights import TrainedWeights
 
@@ -174,6 +176,7 @@ def measure_job(job: TrainJob, weights: TrainedWeights, device: torch.device) ->
     is_whole = job.adapter is None
     ema_bytes = 4 if job.checkpoints.use_ema and job.checkpoints.ema_device == "device" else 0
     accumulates = job.optimizer.gradient_accumulation_steps > 1
+    updates_in_backward = is_whole and OPTIMIZERS[job.train.optimizer].updates_in_backward and not accumulates
     return measure_model(
         network,
         PRECISIONS[job.model.precision],
@@ -182,8 +185,9 @@ def measure_job(job: TrainJob, weights: TrainedWeights, device: torch.device) ->
         state_bytes=lambda numel, itemsize: (
             state_bytes_on_device(job.train.optimizer, numel, itemsize, job.optimizer) + ema_bytes * numel
         ),
-        updates_in_backward=is_whole and OPTIMIZERS[job.train.optimizer].updates_in_backward and not accumulates,
+        updates_in_backward=updates_in_backward,
         gradients_stay=accumulates or device.type == "cuda",  # a CUDA graph keeps them
+        exchanged_bytes=MAX_EXCHANGED_BYTES if updates_in_backward and num_launched() > 1 else 0,
     )
 
 

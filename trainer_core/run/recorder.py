@@ -25,6 +25,7 @@ from ..training.checkpoints import WeightsFile, prune_checkpoints, save_checkpoi
 from ..training.session import TrainingSession
 from ..training.step_record import StepRecord
 from ..training.weight_views import WeightView
+from ..validation.clip_report import ClipReport
 from ..validation.held_out_log import find_best
 from ..validation.pictures import plan_pictures
 from .folder import CLIP_SCORE, RunFolder
@@ -42,7 +43,10 @@ WEIGHTS_KEY = "lumina2_trainer.weights"
 
 @dataclass(kw_only=True)
 class Recorder:
-    """Keeps the run folder and the listeners up to date."""
+    """Keeps the run folder and the listeners up to date; the main process writes, all draw and measure.
+
+    All processes call `start`, `record_step`, `validate` and `finish`, the main one alone `save_checkpoint`.
+    """
 
     job: TrainJob
     run: RunFolder
@@ -95,9 +99,11 @@ class Recorder:
         step, validation = self.session.step, self.job.validation
         if step == 0 or validation is None:
             return
+        from_main = self.session.processes.from_main
         if self._held_out is not None and self._held_out.is_due(step):
-            self.run.extend_log(step, self._held_out.measure())
-        if is_due(step, validation.every_num_steps) and not self.run.samples_dir(step).exists():
+            facts = self._held_out.measure()
+            from_main(lambda: self.run.extend_log(step, facts))
+        if is_due(step, validation.every_num_steps) and not from_main(self.run.samples_dir(step).exists):
             self.validate()
 
     def _stop_if_asked(self) -> None:
@@ -105,22 +111,24 @@ class Recorder:
             raise StopTraining
 
     def record_step(self, record: StepRecord) -> None:
-        """Log one step and do what is due after it or was asked for."""
+        """Log one step and do what is due after it or was asked for; only then do processes wait for the main one."""
+        processes = self.session.processes
         line = {name: value for name, value in dataclasses.asdict(record).items() if value is not None}
         try:
             if self._held_out is not None and self._held_out.is_due(record.step):
                 line |= self._held_out.measure()
         finally:  # the step is done, whatever becomes of the measurement
-            self.run.append_log(line)
+            if processes.is_main:
+                self.run.append_log(line)
         for observer in self.observers:
             observer.stepped(line)
         self._seconds = [*self._seconds[1 - SPEED_WINDOW :], record.seconds]
         self._emit_progress(record)
-        requests = self.context.take_requests(self.run.name)
-        if is_due(record.step, self.job.checkpoints.checkpoint_step_interval) or "save" in requests:
-            self.save_checkpoint()
+        wishes = self.context.take_requests(self.run.name) if processes.count == 1 else self.session.wishes
+        if is_due(record.step, self.job.checkpoints.checkpoint_step_interval) or "save" in wishes:
+            processes.from_main(self.save_checkpoint)
         validation = self.job.validation
-        if "validate" in requests or (validation and is_due(record.step, validation.every_num_steps)):
+        if "validate" in wishes or (validation and is_due(record.step, validation.every_num_steps)):
             self.validate()
 
     def _emit_progress(self, record: StepRecord) -> None:
@@ -169,10 +177,14 @@ class Recorder:
         self._validated_step = self.session.step
         for observer in self.observers:
             observer.validated(self.session.step, paths)
-        images = [path.relative_to(self.run.path).as_posix() for path in paths]
-        prompts, names = self._pictures.describe()
-        data = {"step": self.session.step, "images": images, "prompts": prompts, "weights": names}
         report = self._pictures.score(paths)
+        if self.session.processes.is_main:
+            self._tell_of_pictures(self._pictures, paths, report)
+
+    def _tell_of_pictures(self, pictures: RunPictures, paths: Sequence[Path], report: ClipReport | None) -> None:
+        images = [path.relative_to(self.run.path).as_posix() for path in paths]
+        prompts, names = pictures.describe()
+        data = {"step": self.session.step, "images": images, "prompts": prompts, "weights": names}
         if report is not None:
             line = {"step": self.session.step, CLIP_SCORE: report.summary()}
             self.run.append_log(line)
@@ -188,8 +200,11 @@ class Recorder:
 
     def finish(self) -> None:
         """Last checkpoint, last pictures, and the finished weights, whose presence ends the run."""
-        self.save_checkpoint()
+        self.session.processes.from_main(self.save_checkpoint)
         self.validate()
+        self.session.processes.from_main(self._write_final)
+
+    def _write_final(self) -> None:
         self._finish_best()
         for file in reversed(self._files()):  # the live weights last
             with file.opened() as tensors:

@@ -53,6 +53,9 @@ from .trained_weights import TrainedWeights, choose_trained_weights
 
 logger = logging.getLogger(__name__)
 
+STOP = "stop"
+"""Among what a process was asked, beside the requests of a user."""
+
 
 def train(job: TrainJob, context: StepContext) -> tuple[RunFolder, bool]:
     """Train a job to its end, from where it was left; a finished job returns at once.
@@ -201,16 +204,21 @@ def _train_as_planned(
         context=context.alone,
     )
     try:
-        with explained_out_of_memory("training", remedies):
-            processes.from_main(recorder.start)
+        with processes.telling_failure(sends_tensors=True), explained_out_of_memory("training", remedies):
+            recorder.start()
             while session.step < job.train.steps:
-                if processes.any_of(context.should_stop()):
+                if STOP in session.wishes if processes.count > 1 else context.should_stop():
                     raise StopTraining
-                processes.from_main(partial(recorder.record_step, session.train_step()))
-            processes.from_main(recorder.finish)
+                recorder.record_step(session.train_step(partial(_take_wishes, run, context)))
+            recorder.finish()
     except BaseException as error:
         _rescue(session, recorder, error, processes)
         raise
+
+
+def _take_wishes(run: RunFolder, context: StepContext) -> frozenset[str]:
+    """What this process was asked."""
+    return frozenset[str](context.take_requests(run.name)) | ({STOP} if context.should_stop() else frozenset())
 
 
 def _announce_plan(
@@ -276,10 +284,12 @@ def _rescue(session: TrainingSession, recorder: Recorder, error: BaseException, 
         except Exception:
             logger.exception("The steps since the last checkpoint could not be saved")
 
+    if processes.presence is not None and not isinstance(error, StopTraining):
+        processes.presence.abort()  # else the GPU goes on waiting for tensors that never come
     if not isinstance(error, KeyboardInterrupt):
         with suppress(OtherProcessFailed, StopTraining):
             processes.from_main(save)  # the others wait: a launcher ends what outlives a process that failed
-    elif processes.is_main:
+    if processes.stands_in or (processes.is_main and isinstance(error, KeyboardInterrupt)):
         save()
 
 

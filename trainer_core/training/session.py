@@ -74,6 +74,8 @@ class TrainingSession:
     """Switches off what is trained; regularisation samples need it."""
     processes: Processes = ALONE
     """Who trains the same weights on other samples of each step. `update` averages with them."""
+    wishes: frozenset[str] = field(default=frozenset(), init=False)
+    """What any of several processes was asked during the last step; all know it."""
     stream: Stream = field(init=False)
     _is_ending_step: bool = field(default=False, init=False)
 
@@ -144,8 +146,11 @@ class TrainingSession:
         """The batch that starts at a position of the stream, on the device."""
         return self._batches.take(first_position).on(self.device)
 
-    def train_step(self) -> StepRecord:
+    def train_step(self, take_wishes: Callable[[], frozenset[str]] = frozenset) -> StepRecord:
         """One optimizer step.
+
+        Args:
+            take_wishes: What this process is asked, for `wishes`; alone it need not be told.
 
         Raises:
             TrainerError: Loss or gradient is not finite. After such a loss nothing is updated, after such a gradient
@@ -155,16 +160,20 @@ class TrainingSession:
         step, plan = self.step + 1, self.plan
         learning_rate = plan.learning_rate * lr_factor(plan.optimizer, step, plan.num_steps)
         own, losses = StepSamples(), []
-        with self.processes.failing_together():
-            positions = self._positions(step)
-            for position in positions:
-                batch = self.make_batch(position)
-                torch.manual_seed(derive_seed(plan.seed, "network", position))  # dropout inside the adapter
-                is_last = position == positions[-1]
-                losses.append(self._differentiate(self._prepare(batch), learning_rate, is_last=is_last))
-                own.add(batch)
-        *own.losses, norm = torch.cat([*losses, self._update.measure()[None]]).tolist()  # the step's one wait
-        samples = StepSamples.joined(self.processes.gather(own))
+        positions = self._positions(step)
+        for position in positions:
+            batch = self.make_batch(position)
+            torch.manual_seed(derive_seed(plan.seed, "network", position))  # dropout inside the adapter
+            is_last = position == positions[-1]
+            losses.append(self._differentiate(self._prepare(batch), learning_rate, is_last=is_last))
+            own.add(batch)
+        if self.processes.count > 1:
+            own.wishes = take_wishes()
+        parts = self.processes.gather(own)  # while the device is still at work
+        samples = StepSamples.joined(parts)
+        all_losses = self.processes.join(torch.cat(losses), [len(part.ids) for part in parts])
+        *samples.losses, norm = torch.cat([all_losses, self._update.measure()[None]]).tolist()  # the one wait
+        self.processes.check()
         self._check_finite(step, samples, norm)
         self._is_ending_step = True
         self._update.apply()
@@ -172,6 +181,7 @@ class TrainingSession:
             self.ema.update(self.parameters, step)
         self.step = step
         self._is_ending_step = False
+        self.wishes = samples.wishes
         return StepRecord(
             step=step,
             loss=samples.loss,

@@ -48,6 +48,8 @@ class StepSamples:
     is_extra: list[bool] = field(default_factory=list)
     """Which are those of the second loss."""
     num_rolled: int = 0
+    wishes: frozenset[str] = frozenset()
+    """What any of the processes was asked meanwhile."""
 
     def add(self, batch: TrainingBatch) -> None:
         """The samples of one more batch."""
@@ -58,14 +60,14 @@ class StepSamples:
 
     @classmethod
     def joined(cls, parts: Iterable[StepSamples]) -> StepSamples:
-        """Of several processes, one after another."""
+        """Of several processes, one after another, before their losses are known."""
         joined = cls()
         for part in parts:
-            joined.losses += part.losses
             joined.timesteps += part.timesteps
             joined.ids += part.ids
             joined.is_extra += part.is_extra
             joined.num_rolled += part.num_rolled
+            joined.wishes |= part.wishes
         return joined
 
     @property

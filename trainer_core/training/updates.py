@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 import weakref
-from collections.abc import Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import ClassVar, Protocol
 
@@ -14,6 +15,13 @@ from torch import Tensor, nn
 from ..processes import ALONE, Processes
 from .optim.adamw_8bit_numbers import Guard, new_guard_tensors
 from .optim.rounded_adamw import RoundedAdamW
+
+SMALL_BYTES = 2**22
+"""Gradients smaller than this are exchanged among processes together, once they are as much."""
+MAX_BYTES_UNDER_WAY = 2**27
+"""Of gradients that are being exchanged while the backward pass goes on to the next."""
+MAX_EXCHANGED_BYTES = MAX_BYTES_UNDER_WAY + 2 * SMALL_BYTES
+"""What the gradients of `UpdateInBackward` take in all while they are exchanged."""
 
 
 class WeightUpdate(Protocol):
@@ -123,6 +131,10 @@ class UpdateInBackward:
         self._has_begun = False
         self._updated: dict[nn.Parameter, None] = {}
         """In the order of this step."""
+        self._small: list[nn.Parameter] = []
+        """Their gradients wait until they are exchanged together."""
+        self._under_way: deque[tuple[list[nn.Parameter], Callable[[], None]]] = deque()
+        """Whose gradients are being exchanged, and what waits for these; the oldest first."""
         device = next(iter(parameters.values())).device
         self._is_finite, self._square_norm = new_guard_tensors(len(parameters), device)
         hook = partial(_update_if_alive, weakref.ref(self))  # the model must not keep this object, and so itself, alive
@@ -133,10 +145,11 @@ class UpdateInBackward:
     def prepare(self, loss_B: Tensor, learning_rate: float, *, is_last: bool) -> None:
         if not self._has_begun:
             self._is_finite[0] = 1.0
-        self._is_finite[0] *= self._processes.is_everywhere(loss_B.isfinite().all().to(self._is_finite.dtype))
+        self._is_finite[0] *= loss_B.isfinite().all()
         self._has_begun = True
         if not is_last:
             return
+        self._processes.is_everywhere(self._is_finite[:1])
         for group in self._optimizer.param_groups:
             group["lr"] = learning_rate
         self._optimizer.start_step()
@@ -146,7 +159,33 @@ class UpdateInBackward:
         """Called by autograd when a gradient is complete."""
         if not self._is_armed:
             return
-        self._processes.average_gradients([parameter])
+        if self._processes.count == 1:
+            self._update(parameter)
+        elif parameter.nbytes >= SMALL_BYTES:
+            self._start_exchange([parameter])
+        else:
+            self._small.append(parameter)
+            if _size(self._small) >= SMALL_BYTES:
+                self._exchange_small()
+
+    def _exchange_small(self) -> None:
+        piece, self._small = self._small, []
+        self._start_exchange(piece)
+
+    def _start_exchange(self, piece: list[nn.Parameter]) -> None:
+        gradients = [parameter.grad for parameter in piece if parameter.grad is not None]
+        assert len(gradients) == len(piece), "a hook without a gradient"
+        self._under_way.append((piece, self._processes.start_averaging(gradients)))
+        while sum(_size(exchanged) for exchanged, _ in self._under_way) > MAX_BYTES_UNDER_WAY:
+            self._finish_exchange()
+
+    def _finish_exchange(self) -> None:
+        piece, finish = self._under_way.popleft()
+        finish()
+        for parameter in piece:
+            self._update(parameter)
+
+    def _update(self, parameter: nn.Parameter) -> None:
         assert parameter not in self._updated, f"the gradient of {self._names[parameter]} came in parts"
         guard = Guard(
             is_finite=self._is_finite,
@@ -160,6 +199,10 @@ class UpdateInBackward:
 
     def measure(self) -> Tensor:
         self._is_armed = False
+        if self._small:
+            self._exchange_small()
+        while self._under_way:
+            self._finish_exchange()
         return self._square_norm[: len(self._updated)].sum().sqrt()
 
     def apply(self) -> None:
@@ -179,6 +222,10 @@ class UpdateInBackward:
             f"The gradient of {bad} was the first; {num_done} of {total} weights were updated before it, so the run"
             " goes on from its last checkpoint"
         )
+
+
+def _size(parameters: Iterable[nn.Parameter]) -> int:
+    return sum(parameter.nbytes for parameter in parameters)
 
 
 def _update_if_alive(update: weakref.ref[UpdateInBackward], parameter: nn.Parameter) -> None:

@@ -10,6 +10,7 @@ from statistics import fmean
 import torch
 
 from ..context import StepContext
+from ..processes import ALONE, Processes
 from ..run_names import BASE, weights_of
 from .clip_score import clip_scores
 from .confidence import estimate_change, estimate_mean
@@ -41,8 +42,17 @@ class ClipReport:
         return numbers
 
 
-def report_clip_scores(settings: PictureSettings, paths: Sequence[Path], context: StepContext) -> ClipReport | None:
-    """Score pictures that were drawn with these settings; None if clip_model is empty or no prompt has words."""
+def report_clip_scores(
+    settings: PictureSettings, paths: Sequence[Path], context: StepContext, processes: Processes = ALONE
+) -> ClipReport | None:
+    """Score pictures that were drawn with these settings; None if clip_model is empty or no prompt has words.
+
+    Args:
+        settings: Of the pictures.
+        paths: Their files.
+        context: Whose device may be taken.
+        processes: Who share the pictures among them; all get all scores.
+    """
     pictures = plan_pictures(settings)
     shown = {picture.stem: picture.prompt for picture in pictures if not picture.is_unconditional}
     stems = [path.stem.removesuffix(f"_{weights_of(path)}") for path in paths]
@@ -50,10 +60,10 @@ def report_clip_scores(settings: PictureSettings, paths: Sequence[Path], context
     if not settings.clip_model or not scored:
         return None
     device = context.device if settings.clip_device == "device" else torch.device("cpu")
-    scores = clip_scores(
-        [path for path, _ in scored], [shown[stem] for _, stem in scored], Path(settings.clip_model), device
-    )
-    by_path = {path: score for (path, _), score in zip(scored, scores, strict=True)}
+    own = processes.share(scored)
+    scores = clip_scores([path for path, _ in own], [shown[stem] for _, stem in own], Path(settings.clip_model), device)
+    shares = processes.gather({path: score for (path, _), score in zip(own, scores, strict=True)})
+    by_path = {path: score for share in shares for path, score in share.items()}
     by_weights: dict[str, dict[str, float]] = {}
     for path, stem in scored:
         by_weights.setdefault(weights_of(path), {})[stem] = by_path[path]

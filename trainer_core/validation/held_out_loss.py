@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from ..lumina2.network.transformer import Lumina2Transformer
 from ..lumina2.objective import flow_matching_loss, make_noisy_batch
 from ..lumina2.quant.precision import computation
 from ..lumina2.timesteps import NoiseSettings, draw_timesteps
+from ..processes import ALONE, Processes
 from ..seeds import derive_seed
 
 
@@ -40,6 +42,7 @@ def held_out_losses(
     seed: int,
     batch_size: int,
     before_batch: Callable[[], None] = lambda: None,
+    processes: Processes = ALONE,
 ) -> dict[str, float]:
     """Measure; calls with the same samples and seed see the same noise and times, so their difference is the model's.
 
@@ -54,6 +57,7 @@ def held_out_losses(
         seed: Of noise and times.
         batch_size: Samples shown at once; it changes no result.
         before_batch: Called before each batch; may raise to end the measurement.
+        processes: Who share the batches among them; all get the same result, that of one.
 
     Returns:
         Mean loss of each picture, over its sizes and all draws.
@@ -63,17 +67,21 @@ def held_out_losses(
     was_training = transformer.training
     transformer.eval()
     losses: defaultdict[str, list[float]] = defaultdict(list)
+    turns = itertools.cycle(range(processes.count))
     try:
         for draw in range(num_draws):
             generator = torch.Generator("cpu").manual_seed(derive_seed(seed, "held-out", draw))
             timesteps_B = draw_timesteps(noise_settings, num_tokens, generator)
             for first in range(0, len(samples), batch_size):
-                before_batch()
                 batch = samples[first : first + batch_size]
+                noises = [torch.randn(sample.latent_shape, generator=generator) for sample in batch]
+                if next(turns) != processes.index:
+                    continue
+                before_batch()
                 latents, prompt_embeds = zip(*(sample.load() for sample in batch), strict=True)
                 noisy = make_noisy_batch(
                     latents,
-                    [torch.randn(sample.latent_shape, generator=generator) for sample in batch],
+                    noises,
                     timesteps_B[first : first + batch_size],
                     prompt_embeds,
                     transformer.config.axes_dims,
@@ -85,4 +93,6 @@ def held_out_losses(
                     losses[sample.picture].append(loss)
     finally:
         transformer.train(was_training)
-    return {picture: fmean(values) for picture, values in losses.items()}
+    shares = processes.gather(dict(losses))
+    pictures = dict.fromkeys(sample.picture for sample in samples)
+    return {picture: fmean(loss for share in shares for loss in share.get(picture, ())) for picture in pictures}

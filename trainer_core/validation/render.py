@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
@@ -21,6 +22,7 @@ from ..lumina2.encoders.vae_sizes import LATENT_CHANNELS
 from ..lumina2.network.transformer import Lumina2Transformer
 from ..lumina2.quant.precision import computation
 from ..lumina2.sampling import initial_noise, sample_latents
+from ..processes import ALONE, Processes
 from .pictures import PlannedPicture, plan_pictures
 from .settings import PictureSettings
 
@@ -42,6 +44,7 @@ def render_pictures(
     should_stop: Callable[[], bool] = lambda: False,
     weights: Mapping[str, Callable[[], AbstractContextManager[None]]] = PLAIN,
     beside: Mapping[str, Path] = NOTHING,
+    processes: Processes = ALONE,
 ) -> tuple[Path, ...]:
     """Draw every prompt in every size with the same seed.
 
@@ -56,6 +59,7 @@ def render_pictures(
         should_stop: Asked before each sampling step.
         weights: What is put into the transformer, by what is added to the names of the pictures drawn with it.
         beside: Folders of the same pictures that were drawn before, by what is added to their names.
+        processes: Who share the pictures among them; the folder is the same for all.
 
     Returns:
         The files, in the order of the pictures, of each those with all weights and then those from beside.
@@ -67,7 +71,8 @@ def render_pictures(
     pictures = plan_pictures(settings)
     was_training = transformer.training
     transformer.eval()
-    latents: dict[str, list[Tensor]] = {}
+    latents: dict[str, dict[int, Tensor]] = {}
+    turns = itertools.cycle(range(processes.count))
 
     def stop_if_asked() -> None:
         if should_stop():
@@ -76,8 +81,8 @@ def render_pictures(
     try:
         for suffix, in_use in weights.items():
             with in_use():
-                latents[suffix] = [
-                    sample_latents(
+                latents[suffix] = {
+                    number: sample_latents(
                         transformer,
                         prompt_embeds[picture.prompt],
                         negative_embeds,
@@ -90,11 +95,21 @@ def render_pictures(
                         autocast=lambda: computation(precision, device),
                         before_step=stop_if_asked,
                     )
-                    for picture in pictures
-                ]
+                    for number, picture in enumerate(pictures)
+                    if next(turns) == processes.index
+                }
     finally:
         transformer.train(was_training)
-    return _decode_to_files(pictures, latents, beside, vae_path, device, folder)
+    # There may be an earlier drawing of the same step, of other prompts.
+    with replacing_folder(folder) if processes.is_main else nullcontext(folder) as own_folder:
+        temporary = processes.from_main(lambda: own_folder)
+        with processes.failing_together():
+            _decode_to_files(pictures, latents, vae_path, device, temporary)
+        for suffix, earlier in beside.items() if processes.is_main else ():
+            for picture in pictures:
+                shutil.copyfile(earlier / f"{picture.stem}.png", temporary / f"{picture.stem}{suffix}.png")
+    processes.wait()  # until the folder is in its place
+    return tuple(folder / f"{picture.stem}{suffix}.png" for picture in pictures for suffix in (*weights, *beside))
 
 
 def _start(seed: int, picture: PlannedPicture) -> Tensor:
@@ -103,28 +118,21 @@ def _start(seed: int, picture: PlannedPicture) -> Tensor:
 
 def _decode_to_files(
     pictures: Sequence[PlannedPicture],
-    latents: Mapping[str, list[Tensor]],
-    beside: Mapping[str, Path],
+    latents: Mapping[str, Mapping[int, Tensor]],
     vae_path: Path,
     device: torch.device,
     folder: Path,
-) -> tuple[Path, ...]:
+) -> None:
     vae = load_vae(vae_path, device=device, dtype=torch.float32)
-    names = []
-    with replacing_folder(folder) as temporary:  # there may be an earlier drawing of the same step, of other prompts
-        for number, picture in enumerate(pictures):
-            for suffix, drawn in latents.items():
-                with torch.no_grad():
-                    pixels_13HW = decode_latents(vae, drawn[number][None])
-                name = f"{picture.stem}{suffix}.png"
-                about = PngInfo()
-                about.add_itxt("prompt", picture.prompt)
-                to_image(pixels_13HW[0]).save(temporary / name, pnginfo=about)
-                names.append(name)
-            for suffix, earlier in beside.items():
-                names.append(f"{picture.stem}{suffix}.png")
-                shutil.copyfile(earlier / f"{picture.stem}.png", temporary / names[-1])
-    return tuple(folder / name for name in names)
+    for number, picture in enumerate(pictures):
+        for suffix, drawn in latents.items():
+            if number not in drawn:
+                continue
+            with torch.no_grad():
+                pixels_13HW = decode_latents(vae, drawn[number][None])
+            about = PngInfo()
+            about.add_itxt("prompt", picture.prompt)
+            to_image(pixels_13HW[0]).save(folder / f"{picture.stem}{suffix}.png", pnginfo=about)
 
 
 def to_image(pixels: Tensor) -> Image.Image:

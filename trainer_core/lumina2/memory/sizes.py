@@ -67,7 +67,7 @@ class ModelSize:
     blocks: tuple[BlockSize, ...]
     """In order of execution."""
     fixed_bytes: int
-    """Weights that always stay on the device: everything that is not a block's frozen matrix."""
+    """What always stays on the device: weights, but for the blocks' frozen matrices, and what processes exchange."""
     gradient_bytes: int
     """Of all gradients that are alive at the end of a backward pass."""
     gradients_stay: bool
@@ -94,6 +94,7 @@ def measure_model(
     state_bytes: Callable[[int, int], float],
     updates_in_backward: bool,
     gradients_stay: bool,
+    exchanged_bytes: int = 0,
 ) -> ModelSize:
     """Count a model.
 
@@ -105,6 +106,7 @@ def measure_model(
         state_bytes: Bytes of an optimizer's state on the device, of a parameter with this many elements of this size.
         updates_in_backward: Each gradient is freed as soon as it is complete.
         gradients_stay: See `ModelSize`.
+        exchanged_bytes: Of gradients that are under way to other processes while the next are computed.
     """
     itemsize = precision.dtype.itemsize
     trained_size = itemsize if is_whole else 4
@@ -126,7 +128,7 @@ def measure_model(
             _measure_block(block, sum(stored[shape].swappable for shape in shapes))
             for block, shapes in zip(network.blocks, matrices, strict=True)
         ),
-        fixed_bytes=frozen * itemsize + beside + sum(trained) * trained_size,
+        fixed_bytes=frozen * itemsize + beside + sum(trained) * trained_size + exchanged_bytes,
         gradient_bytes=sum(gradients) * trained_size,
         gradients_stay=gradients_stay and not updates_in_backward,
         optimizer_bytes=round(sum(state_bytes(numel, trained_size) for numel in trained)),
