@@ -7,8 +7,8 @@ import math
 import pytest
 import torch
 from lumina2_trainer.trainer_core import processes as module
-from lumina2_trainer.trainer_core.errors import OtherProcessFailed, StopTraining, TrainerError
 from lumina2_trainer.trainer_core.device import OutOfMemoryError, explained_out_of_memory
+from lumina2_trainer.trainer_core.errors import OtherProcessFailed, StopTraining, TrainerError
 from lumina2_trainer.trainer_core.processes import Processes, joined
 from lumina2_trainer.trainer_core.training import updates
 from lumina2_trainer.trainer_core.training.optim.rounded_adamw import RoundedAdamW

@@ -18,7 +18,8 @@ from lumina2_trainer.trainer_core.run import memory
 from lumina2_trainer.trainer_core.run import plan as run_plan
 from lumina2_trainer.trainer_core.run.job import TrainFullSettings, TrainJob
 from lumina2_trainer.trainer_core.run.trained_weights import choose_trained_weights
-from lumina2_trainer.trainer_core.training.settings import CheckpointSettings, OptimizerSettings
+from lumina2_trainer.trainer_core.training.optim.settings import OptimizerSettings
+from lumina2_trainer.trainer_core.training.settings import CheckpointSettings
 from lumina2_trainer.trainer_core.training.updates import MAX_EXCHANGED_BYTES
 from safetensors.torch import load_file
 
