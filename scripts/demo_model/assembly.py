@@ -2,10 +2,14 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 
 import torch
-from lumina2_trainer.trainer_core.lumina2.models.save import save_all_in_one
+from lumina2_trainer.trainer_core.files import write_safetensors_atomically
+from lumina2_trainer.trainer_core.lumina2.encoders.vae_names import to_ldm_state_dict
+from lumina2_trainer.trainer_core.lumina2.models.checkpoint import AXES_DIMS_KEY
+from lumina2_trainer.trainer_core.lumina2.models.save import join_parts
 from torch import Tensor
 from transformers import Gemma2Model
 
@@ -39,11 +43,11 @@ def write_demo_file(
     # Lumina2 reads the state before the last layer: that layer and the final norm keep their random weights.
     text_encoder = Gemma2Model(gemma_config(NUM_GEMMA_LAYERS))
     text_encoder.load_state_dict(network.text_encoder.state_dict(), strict=False)
-    save_all_in_one(
-        path,
-        transformer=network.transformer.bfloat16(),
-        text_encoder_state=text_encoder.bfloat16().state_dict(),
-        spiece_bytes=vocabulary,
-        vae_state={name: tensor.bfloat16() for name, tensor in vae_state.items()},
-        metadata=METADATA,
+    tensors = join_parts(
+        network.transformer.bfloat16().state_dict(),
+        text_encoder.bfloat16().state_dict(),
+        vocabulary,
+        to_ldm_state_dict({name: tensor.bfloat16() for name, tensor in vae_state.items()}),
     )
+    axes = {AXES_DIMS_KEY: json.dumps(list(network.transformer.config.axes_dims))}
+    write_safetensors_atomically(path, tensors, {**METADATA, **axes})

@@ -13,13 +13,12 @@ from lumina2_trainer.trainer_core.lumina2.encoders.vae import LATENT_SCALE, LATE
 from lumina2_trainer.trainer_core.lumina2.models.base_files import find_model_files
 from lumina2_trainer.trainer_core.lumina2.models.checkpoint import load_transformer
 from lumina2_trainer.trainer_core.lumina2.models.model_files import LoadSettings
-from lumina2_trainer.trainer_core.lumina2.models.save import save_all_in_one
 from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Config, Lumina2Transformer
 from lumina2_trainer.trainer_core.stages import save
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from ..lumina2.tiny_files import GEMMA_WIDTH, tiny_gemma, tiny_vae, train_spiece
+from ..lumina2.tiny_files import GEMMA_WIDTH, save_all_in_one, tiny_gemma, tiny_vae, train_spiece
 from ..lumina2.tiny_models import CPU, random_samples, relative_error, run_packed
 from .checkouts import Host
 

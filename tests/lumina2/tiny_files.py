@@ -5,12 +5,16 @@ from __future__ import annotations
 import functools
 import io
 import json
+from collections.abc import Mapping
 from pathlib import Path
 
 import torch
+from lumina2_trainer.trainer_core.files import write_safetensors_atomically
+from lumina2_trainer.trainer_core.lumina2.encoders.vae_names import to_ldm_state_dict
+from lumina2_trainer.trainer_core.lumina2.models.checkpoint import AXES_DIMS_KEY
 from lumina2_trainer.trainer_core.lumina2.models.name_map import to_diffusers_state_dict
-from lumina2_trainer.trainer_core.lumina2.models.save import save_all_in_one
-from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Config
+from lumina2_trainer.trainer_core.lumina2.models.save import join_parts
+from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Config, Lumina2Transformer
 from safetensors.torch import save_file
 from torch import Tensor
 
@@ -94,6 +98,30 @@ def tiny_vae(
     return randomise(vae, seed=4).eval()
 
 
+def save_all_in_one(
+    path: Path,
+    *,
+    transformer: Lumina2Transformer,
+    text_encoder_state: Mapping[str, Tensor],
+    spiece_bytes: bytes,
+    vae_state: Mapping[str, Tensor],
+    metadata: Mapping[str, str],
+) -> None:
+    """Write transformer, text encoder, tokenizer and VAE, each weight in the dtype it has.
+
+    Args:
+        path: The `.safetensors` file.
+        transformer: Without an adapter.
+        text_encoder_state: A transformers Gemma2Model's weights (`embed_tokens.weight`, `layers.0...`, `norm.weight`).
+        spiece_bytes: The SentencePiece model's file.
+        vae_state: A diffusers AutoencoderKL's weights.
+        metadata: Added to the file's metadata; the head's axes are written by themselves.
+    """
+    tensors = join_parts(transformer.state_dict(), text_encoder_state, spiece_bytes, to_ldm_state_dict(vae_state))
+    axes = {AXES_DIMS_KEY: json.dumps(list(transformer.config.axes_dims))}
+    write_safetensors_atomically(path, tensors, {**metadata, **axes})
+
+
 def write_all_in_one(path: Path, config: Lumina2Config = TINY) -> Path:
     """One file with all three parts in float32."""
     save_all_in_one(
@@ -109,8 +137,6 @@ def write_all_in_one(path: Path, config: Lumina2Config = TINY) -> Path:
 
 def split_state(part: str) -> dict[str, Tensor]:
     """Weights of one part as a split file holds them: "transformer", "text_encoder" or "vae"."""
-    from lumina2_trainer.trainer_core.lumina2.encoders.vae_names import to_ldm_state_dict
-
     if part == "transformer":
         return dict(tiny_transformer().state_dict())
     if part == "vae":

@@ -2,16 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
 from lumina2_trainer.trainer_core.lumina2.models.name_map import (
     diffusers_row_slices,
     to_diffusers_modules,
     to_diffusers_state_dict,
     to_native_module,
-    to_native_state_dict,
 )
+from torch import Tensor
 
 from ..tiny_models import TINY, tiny_transformer
+
+
+def to_native_state_dict(diffusers_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """A diffusers transformer's weights under native names, q, k and v stacked."""
+    parts: dict[str, dict[int, Tensor]] = {}
+    for name, tensor in diffusers_state.items():
+        module, _, kind = name.rpartition(".")
+        found = to_native_module(module)
+        assert found is not None, f"no native name for {name}"
+        parts.setdefault(f"{found[0]}.{kind}", {})[found[1] or 0] = tensor
+    return {
+        name: torch.cat([rows[i] for i in sorted(rows)]) if len(rows) > 1 else rows[0] for name, rows in parts.items()
+    }
 
 
 def test_state_dict_survives_the_round_trip() -> None:

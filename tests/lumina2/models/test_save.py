@@ -14,13 +14,21 @@ from lumina2_trainer.trainer_core.lumina2.encoders.vae import decode_latents, lo
 from lumina2_trainer.trainer_core.lumina2.models.base_files import find_model_files
 from lumina2_trainer.trainer_core.lumina2.models.checkpoint import load_transformer
 from lumina2_trainer.trainer_core.lumina2.models.model_files import LoadSettings, Lumina2Model
-from lumina2_trainer.trainer_core.lumina2.models.save import MODEL_LAYOUTS, save_all_in_one
+from lumina2_trainer.trainer_core.lumina2.models.save import MODEL_LAYOUTS
 from lumina2_trainer.trainer_core.stages import save
 from safetensors import safe_open
 from torch import Tensor
 
 from ..diffusers_reference import run_diffusers
-from ..tiny_files import SENTENCES, tiny_gemma, tiny_vae, write_all_in_one, write_diffusers_folder, write_split
+from ..tiny_files import (
+    SENTENCES,
+    save_all_in_one,
+    tiny_gemma,
+    tiny_vae,
+    write_all_in_one,
+    write_diffusers_folder,
+    write_split,
+)
 from ..tiny_models import CPU, TINY, random_samples, relative_error, run_packed, tiny_transformer
 
 KINDS = ("checkpoints", "diffusion_models", "diffusers", "text_encoders", "vae")

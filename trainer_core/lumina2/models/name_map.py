@@ -10,7 +10,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-import torch
 from torch import Tensor
 
 from ..network.transformer import Lumina2Config
@@ -109,19 +108,6 @@ def diffusers_config(config: Lumina2Config) -> dict[str, Any]:
         "num_kv_heads": config.num_kv_heads,
         "cap_feat_dim": config.cap_feat_dim,
         "axes_dim_rope": config.axes_dims,
-    }
-
-
-def to_native_state_dict(diffusers_state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A diffusers transformer's weights under native names, q, k and v stacked."""
-    parts: dict[str, dict[int, Tensor]] = {}
-    for name, tensor in diffusers_state.items():
-        module, _, kind = name.rpartition(".")
-        found = to_native_module(module)
-        assert found is not None, f"no native name for {name}"
-        parts.setdefault(f"{found[0]}.{kind}", {})[found[1] or 0] = tensor
-    return {
-        name: torch.cat([rows[i] for i in sorted(rows)]) if len(rows) > 1 else rows[0] for name, rows in parts.items()
     }
 
 

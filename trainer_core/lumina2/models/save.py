@@ -13,8 +13,7 @@ from torch import Tensor
 from ...files import StoredTensor, write_safetensors_atomically
 from ..encoders.text_files import ALL_IN_ONE_TEXT_PREFIX, ALL_IN_ONE_TOKENIZER_NAME, find_text_files
 from ..encoders.vae import ALL_IN_ONE_VAE_PREFIX
-from ..encoders.vae_names import to_ldm_state_dict
-from ..network.transformer import Lumina2Config, Lumina2Transformer
+from ..network.transformer import Lumina2Config
 from ..weights.weight_files import read_weights
 from .checkpoint import ALL_IN_ONE_PREFIX, AXES_DIMS_KEY
 from .diffusers_folder import write_diffusers_folder
@@ -62,30 +61,6 @@ MODEL_LAYOUTS: dict[str, ModelLayout] = {
 """By name."""
 
 AnyTensor = Tensor | StoredTensor
-
-
-def save_all_in_one(
-    path: Path,
-    *,
-    transformer: Lumina2Transformer,
-    text_encoder_state: Mapping[str, Tensor],
-    spiece_bytes: bytes,
-    vae_state: Mapping[str, Tensor],
-    metadata: Mapping[str, str],
-) -> None:
-    """Write transformer, text encoder, tokenizer and VAE, each weight in the dtype it has.
-
-    Args:
-        path: The `.safetensors` file.
-        transformer: Without an adapter.
-        text_encoder_state: A transformers Gemma2Model's weights (`embed_tokens.weight`, `layers.0...`, `norm.weight`).
-        spiece_bytes: The SentencePiece model's file.
-        vae_state: A diffusers AutoencoderKL's weights.
-        metadata: Added to the file's metadata; the head's axes are written by themselves.
-    """
-    tensors = join_parts(transformer.state_dict(), text_encoder_state, spiece_bytes, to_ldm_state_dict(vae_state))
-    axes = {AXES_DIMS_KEY: json.dumps(list(transformer.config.axes_dims))}
-    write_safetensors_atomically(path, tensors, {**metadata, **axes})
 
 
 def join_parts(
