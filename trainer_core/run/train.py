@@ -188,6 +188,7 @@ def _train_as_planned(
         with explained_out_of_memory("loading the model", remedies):
             session = start_session(job, weights, memory, samples, embeds, context)
             resume_session(session, run, weights)
+    session.take_wishes = partial(_take_wishes, run, context)
     processes.take_from_main(list(session.parameters.values()))
     processes.from_main(lambda: run.truncate_log(session.step))
     for observer in observers if tell_start else ():
@@ -209,7 +210,7 @@ def _train_as_planned(
             while session.step < job.train.steps:
                 if STOP in session.wishes if processes.count > 1 else context.should_stop():
                     raise StopTraining
-                recorder.record_step(session.train_step(partial(_take_wishes, run, context)))
+                recorder.record_step(session.train_step())
             recorder.finish()
     except BaseException as error:
         _rescue(session, recorder, error, processes)

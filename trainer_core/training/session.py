@@ -74,6 +74,8 @@ class TrainingSession:
     """Switches off what is trained; regularisation samples need it."""
     processes: Processes = ALONE
     """Who trains the same weights on other samples of each step. `update` averages with them."""
+    take_wishes: Callable[[], frozenset[str]] = frozenset
+    """What this process was asked; alone it need not be told."""
     wishes: frozenset[str] = field(default=frozenset(), init=False)
     """What any of several processes was asked during the last step; all know it."""
     stream: Stream = field(init=False)
@@ -146,11 +148,8 @@ class TrainingSession:
         """The batch that starts at a position of the stream, on the device."""
         return self._batches.take(first_position).on(self.device)
 
-    def train_step(self, take_wishes: Callable[[], frozenset[str]] = frozenset) -> StepRecord:
+    def train_step(self) -> StepRecord:
         """One optimizer step.
-
-        Args:
-            take_wishes: What this process is asked, for `wishes`; alone it need not be told.
 
         Raises:
             TrainerError: Loss or gradient is not finite. After such a loss nothing is updated, after such a gradient
@@ -168,7 +167,7 @@ class TrainingSession:
             losses.append(self._differentiate(self._prepare(batch), learning_rate, is_last=is_last))
             own.add(batch)
         if self.processes.count > 1:
-            own.wishes = take_wishes()
+            own.wishes = self.take_wishes()
         parts = self.processes.gather(own)  # while the device is still at work
         samples = StepSamples.joined(parts)
         all_losses = self.processes.join(torch.cat(losses), [len(part.ids) for part in parts])
