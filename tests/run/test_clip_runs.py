@@ -20,6 +20,8 @@ from lumina2_trainer.trainer_core.validation.settings import ValidateSettings
 from ..training_setup import PROMPTS, Setup
 from ..validation.tiny_clip import write_tiny_clip
 
+pytestmark = pytest.mark.train
+
 SCORED = replace(PROMPTS, every_num_steps=3, draw_unconditional=True, draw_base=True, clip_model="tiny_clip")
 
 

@@ -24,6 +24,8 @@ from ..lumina2.tiny_models import TINY
 from ..training_setup import PROMPTS, TRAIN, Setup
 from .test_train import StopAfter, assert_equal_tensors, final_tensors
 
+pytestmark = pytest.mark.train
+
 EACH_STEP = CheckpointSettings(checkpoint_step_interval=1, num_checkpoints_kept=20)
 EMA = replace(EACH_STEP, use_ema=True, ema_decay=0.9)
 

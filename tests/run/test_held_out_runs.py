@@ -34,6 +34,8 @@ from ..full_setup import train_full
 from ..training_setup import PICTURES, TRAIN, Setup, make_setup
 from .test_train import StopAfter, assert_equal_tensors, final_tensors, log_of
 
+pytestmark = pytest.mark.train
+
 HELD_OUT = ValidationSettings(held_out_share=0.3, held_out_step_interval=2)
 
 

@@ -24,6 +24,8 @@ from torch import Tensor
 from ..adapters.test_kinds import VARIANTS, attach, export
 from ..training_setup import TRAIN, Setup
 
+pytestmark = pytest.mark.train
+
 RANKED = replace(TRAIN, rank=8, alpha=12.0, steps=3)
 RESUMED: dict[str, tuple[str, AdapterSettings]] = {
     **{f"{name} on fp32": ("fp32", VARIANTS[name]) for name in ADAPTERS},

@@ -27,6 +27,8 @@ from ..lumina2.tiny_models import CPU, TINY
 from ..training_setup import PROMPTS, TRAIN, Setup
 from .test_train import StopAfter, assert_equal_tensors, log_of
 
+pytestmark = pytest.mark.train
+
 
 def run_dir_of(result: caches.TrainFullResult) -> Path:
     return Path(result.model.base_path).parent.parent

@@ -21,6 +21,8 @@ from ..full_setup import TRAIN_FULL, train_full
 from ..training_setup import PICTURES, TRAIN, Setup, make_setup
 from .test_train import StopAfter, assert_equal_tensors, final_tensors, log_of
 
+pytestmark = pytest.mark.train
+
 RAMP = RolloutSettings(
     num_ramp_steps=4,
     probability_end=0.8,

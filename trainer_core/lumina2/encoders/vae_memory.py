@@ -24,7 +24,9 @@ a convolution's input and output, and what cuDNN rearranges these into, with som
 upsampling, beside which the smaller inputs are small."""
 LIVE_STRIPS = 10
 """Strips on the device at a convolution's peak: as read, normalised, padded, the output, both as cuDNN rearranges them,
-the output as it is stored, and what else cuDNN takes: 0.27 GiB at 1024 where eight strips are 0.22 (H200)."""
+the output as it is stored, and some to spare."""
+WORKSPACE_BYTES = 2**26
+"""What cuDNN takes beside, however small the strips: 0.27 GiB in all at 1024 on an H200, where ten strips are 0.23."""
 MIN_STRIP_BYTES = 4 * 2**20
 MAX_STRIP_BYTES = 64 * 2**20
 """32 rows of 256 channels in a picture 2048 wide: larger strips are no faster."""
@@ -115,7 +117,7 @@ def estimate_bytes(part: nn.Module, height: int, width: int, plan: StripPlan | N
         return WHOLE_LIVE_TENSORS[type(part).__name__] * max(layer.bytes_after for layer in layers)
     row_bytes = max(layer.row_bytes for layer in layers)
     strip_bytes = max(plan.strip_bytes, row_bytes) + 2 * row_bytes  # with a row above and one below
-    return max(layer.bytes_on_device(plan) for layer in layers) + LIVE_STRIPS * strip_bytes
+    return max(layer.bytes_on_device(plan) for layer in layers) + LIVE_STRIPS * strip_bytes + WORKSPACE_BYTES
 
 
 @dataclass(frozen=True, kw_only=True)
