@@ -30,8 +30,8 @@ from ..validation.held_out_log import (
 )
 from ..validation.held_out_loss import HeldOutSample, held_out_losses
 from ..validation.settings import ValidationSettings
-from .folder import RunFolder
-from .job import TrainJob, is_due
+from .job import is_due
+from .prepared import Run
 
 logger = logging.getLogger(__name__)
 
@@ -43,17 +43,13 @@ NUM_DRAWS = 8
 class HeldOutWatch:
     """Of one run."""
 
-    job: TrainJob
+    run: Run
     settings: ValidationSettings
-    run: RunFolder
     session: TrainingSession
-    samples: Sequence[TrainingSample]
-    """What is not trained on."""
     views: Sequence[WeightView]
     """The weights that are measured."""
     write: Callable[[WeightView, Path], None]
     """Writes the file of some weights."""
-    emit: Callable[[Event], None]
     before_batch: Callable[[], None]
     """May raise to end a measurement."""
     _was_told: bool = False
@@ -61,7 +57,7 @@ class HeldOutWatch:
     @property
     def log(self) -> HeldOutLog:
         """Of the run."""
-        return self.run.held_out_log
+        return self.run.folder.held_out_log
 
     def start(self) -> None:
         """Go on after the step the run is at, and measure the base if that was not done yet; by all processes."""
@@ -83,7 +79,7 @@ class HeldOutWatch:
 
     def is_due(self, step: int) -> bool:
         """Whether a step is followed by a measurement."""
-        return is_due(step, self.settings.held_out_step_interval, self.job.train.steps)
+        return is_due(step, self.settings.held_out_step_interval, self.run.job.train.steps)
 
     def measure(self) -> dict[str, Any]:
         """Measure after a step, and keep the weights if the loss is the lowest so far; by all processes.
@@ -109,12 +105,12 @@ class HeldOutWatch:
     def _measure(self, step: int, weights: str) -> HeldOutLine:
         losses = held_out_losses(
             self.session.transformer,
-            [to_held_out_sample(sample) for sample in self.samples],
-            noise_settings=self.job.noise,
-            precision=self.job.model.precision,
+            [to_held_out_sample(sample) for sample in self.run.held_out],
+            noise_settings=self.run.job.noise,
+            precision=self.run.job.model.precision,
             num_draws=NUM_DRAWS,
-            seed=derive_seed(self.job.train.seed, "held-out"),
-            batch_size=self.job.train.batch_size,
+            seed=derive_seed(self.run.job.train.seed, "held-out"),
+            batch_size=self.run.job.train.batch_size,
             before_batch=self.before_batch,
             processes=self.session.processes,
         )
@@ -130,21 +126,21 @@ class HeldOutWatch:
         if not self.settings.keep_best or (best is not None and best.loss <= line.loss):
             self.log.append(line)
             return
-        path = self.run.best_path(line.step)
+        path = self.run.folder.best_path(line.step)
         self.write(view, path)
         self.log.append(line)
-        delete_folders(folder for folder in list_step_folders(self.run.best_dir) if folder != path.parent)
+        delete_folders(folder for folder in list_step_folders(self.run.folder.best_dir) if folder != path.parent)
 
     def _tell(self, verdict: Verdict) -> None:
         """Send the numbers, and warn once of a run that overfits."""
         line = verdict.line
         data = {"step": line.step, "weights": line.weights, **verdict.to_json()}
-        self.emit(Event(kind="held_out", run=self.run.name, data=data))
+        self.run.context.emit(Event(kind="held_out", run=self.run.name, data=data))
         if verdict.is_overfit and not self._was_told:
             self._was_told = True
             message = describe_overfit(verdict)
             logger.warning("%s: %s", self.run.name, message)
-            self.emit(make_notice(self.run.name, message))
+            self.run.context.emit(make_notice(self.run.name, message))
 
 
 def to_held_out_sample(sample: TrainingSample) -> HeldOutSample:

@@ -11,9 +11,7 @@ from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
-from ..context import StepContext
 from ..data.cache import load_embeds
-from ..data.index import EmbedIndex
 from ..device import explained_out_of_memory, free_memory
 from ..errors import TrainerError
 from ..events import make_notice
@@ -24,8 +22,7 @@ from ..validation.clip_report import ClipReport, report_clip_scores
 from ..validation.pictures import load_prompt_embeds, plan_pictures
 from ..validation.render import NOTHING, render_pictures
 from ..validation.settings import PictureSettings, ValidationSettings
-from .folder import RunFolder
-from .job import TrainJob
+from .prepared import Run
 
 logger = logging.getLogger(__name__)
 
@@ -37,14 +34,11 @@ NOT_DRAWN = {"draw_base", "prompt_library", "clip_model", "clip_device"}
 class RunPictures:
     """Draws them; all but `describe` is called by all processes of the run."""
 
-    job: TrainJob
+    run: Run
     settings: ValidationSettings
-    run: RunFolder
     session: TrainingSession
-    embeds: EmbedIndex
     views: Sequence[WeightView]
     """The weights that are drawn with."""
-    context: StepContext
 
     def start(self) -> None:
         """Draw the base, if that is wanted, not done yet and still possible."""
@@ -64,7 +58,7 @@ class RunPictures:
         has_base = self.session.processes.from_main(lambda: self._has_base)
         beside = {suffix_of(BASE): self._base_dir} if has_base else {}
         weights = {suffix_of(view.name): view.in_use for view in self.views}
-        return self._render(self.run.samples_dir(self.session.step), weights, beside)
+        return self._render(self.run.folder.samples_dir(self.session.step), weights, beside)
 
     def score(self, paths: Sequence[Path]) -> ClipReport | None:
         """CLIP scores of pictures that `draw` gave, if that is wanted; the run goes on where they cannot be had."""
@@ -73,14 +67,14 @@ class RunPictures:
         remedies = ["set clip_device of Validation Prompts to cpu"]
         try:
             with self.session.processes.telling_failure(), explained_out_of_memory("scoring pictures", remedies):
-                return report_clip_scores(self.settings, paths, self.context, self.session.processes)
+                return report_clip_scores(self.settings, paths, self.run.context, self.session.processes)
         except TrainerError as error:
             message = f"pictures of step {self.session.step} were not scored: {error}"
             logger.warning("%s: %s", self.run.name, message)
-            self.context.emit(make_notice(self.run.name, message))
+            self.run.context.emit(make_notice(self.run.name, message))
             return None
         finally:
-            free_memory(self.context.device)
+            free_memory(self.run.context.device)
 
     def describe(self) -> tuple[list[str], list[str]]:
         """Prompt and weights of each picture that `draw` gives."""
@@ -98,8 +92,8 @@ class RunPictures:
         names = {field.name for field in dataclasses.fields(PictureSettings)} - NOT_DRAWN
         facts = {name: getattr(self.settings, name) for name in sorted(names)}
         facts["named_prompts"] = [dataclasses.astuple(named) for named in self.settings.named_prompts]
-        key = hashlib.sha256(json.dumps([facts, self.embeds.system_prompt]).encode()).hexdigest()[:12]
-        return self.run.path / "samples" / f"base-{key}"
+        key = hashlib.sha256(json.dumps([facts, self.run.embeds.system_prompt]).encode()).hexdigest()[:12]
+        return self.run.folder.path / "samples" / f"base-{key}"
 
     @contextmanager
     def _base_in_use(self) -> Iterator[None]:
@@ -118,12 +112,12 @@ class RunPictures:
         return render_pictures(
             self.settings,
             transformer=self.session.transformer,
-            vae_path=Path(self.job.model.vae_path),
-            prompt_embeds=load_prompt_embeds(self.settings, self.embeds),
-            negative_embeds=load_embeds(self.embeds.negative_path(self.settings.negative_prompt)),
-            precision=self.job.model.precision,
+            vae_path=Path(self.run.job.model.vae_path),
+            prompt_embeds=load_prompt_embeds(self.settings, self.run.embeds),
+            negative_embeds=load_embeds(self.run.embeds.negative_path(self.settings.negative_prompt)),
+            precision=self.run.job.model.precision,
             folder=folder,
-            should_stop=self.context.should_stop,
+            should_stop=self.run.context.should_stop,
             weights=weights,
             beside=beside,
             processes=self.session.processes,

@@ -14,9 +14,6 @@ from pathlib import Path
 from torch import Tensor
 
 from ..adapters.metadata import RunFacts
-from ..context import StepContext
-from ..data.cache import TrainingSample
-from ..data.index import EmbedIndex
 from ..errors import StopTraining
 from ..events import Event
 from ..files import copy_atomically, write_safetensors_atomically
@@ -28,12 +25,12 @@ from ..training.weight_views import WeightView
 from ..validation.clip_report import ClipReport
 from ..validation.held_out_log import find_best
 from ..validation.pictures import plan_pictures
-from .folder import CLIP_SCORE, RunFolder
+from .folder import CLIP_SCORE
 from .held_out import HeldOutWatch
 from .images import RunPictures
-from .job import TrainJob, is_due
+from .job import is_due
 from .observers import RunObserver
-from .trained_weights import TrainedWeights
+from .prepared import Run
 
 SPEED_WINDOW = 20
 """Steps over which seconds a step is averaged."""
@@ -48,16 +45,9 @@ class Recorder:
     All processes call `start`, `record_step`, `validate` and `finish`, the main one alone `save_checkpoint`.
     """
 
-    job: TrainJob
-    run: RunFolder
+    run: Run
     session: TrainingSession
-    weights: TrainedWeights
-    samples: Sequence[TrainingSample]
-    held_out: Sequence[TrainingSample]
-    """What is not trained on."""
-    embeds: EmbedIndex
     observers: Sequence[RunObserver]
-    context: StepContext
     _seconds: list[float] = field(default_factory=list)
     _validated_step: int = -1
     _held_out: HeldOutWatch | None = None
@@ -65,30 +55,19 @@ class Recorder:
 
     def start(self) -> None:
         """Before the first step of a run, or of its continuation."""
-        settings, views = self.job.validation, self._validated_views()
+        settings, views = self.run.job.validation, self._validated_views()
         if settings is None:
             return
         if plan_pictures(settings):
-            self._pictures = RunPictures(
-                job=self.job,
-                settings=settings,
-                run=self.run,
-                session=self.session,
-                embeds=self.embeds,
-                views=views,
-                context=self.context,
-            )
+            self._pictures = RunPictures(run=self.run, settings=settings, session=self.session, views=views)
             self._pictures.start()
-        if self.held_out:
+        if self.run.held_out:
             self._held_out = HeldOutWatch(
-                job=self.job,
-                settings=settings,
                 run=self.run,
+                settings=settings,
                 session=self.session,
-                samples=self.held_out,
                 views=views,
                 write=self._write_best,
-                emit=self.context.emit,
                 before_batch=self._stop_if_asked,
             )
             self._held_out.start()
@@ -96,18 +75,18 @@ class Recorder:
 
     def _make_up(self) -> None:
         """Do what was due after the step a run goes on from and was cut short."""
-        step, validation = self.session.step, self.job.validation
+        step, validation = self.session.step, self.run.job.validation
         if step == 0 or validation is None:
             return
         from_main = self.session.processes.from_main
         if self._held_out is not None and self._held_out.is_due(step):
             facts = self._held_out.measure()
-            from_main(lambda: self.run.extend_log(step, facts))
-        if is_due(step, validation.every_num_steps) and not from_main(self.run.samples_dir(step).exists):
+            from_main(lambda: self.run.folder.extend_log(step, facts))
+        if is_due(step, validation.every_num_steps) and not from_main(self.run.folder.samples_dir(step).exists):
             self.validate()
 
     def _stop_if_asked(self) -> None:
-        if self.context.should_stop():
+        if self.run.context.should_stop():
             raise StopTraining
 
     def record_step(self, record: StepRecord) -> None:
@@ -119,21 +98,21 @@ class Recorder:
                 line |= self._held_out.measure()
         finally:  # the step is done, whatever becomes of the measurement
             if processes.is_main:
-                self.run.append_log(line)
+                self.run.folder.append_log(line)
         for observer in self.observers:
             observer.stepped(line)
         self._seconds = [*self._seconds[1 - SPEED_WINDOW :], record.seconds]
         self._emit_progress(record)
-        wishes = self.context.take_requests(self.run.name) if processes.count == 1 else self.session.wishes
-        if is_due(record.step, self.job.checkpoints.checkpoint_step_interval) or "save" in wishes:
+        wishes = self.run.context.take_requests(self.run.name) if processes.count == 1 else self.session.wishes
+        if is_due(record.step, self.run.job.checkpoints.checkpoint_step_interval) or "save" in wishes:
             processes.from_main(self.save_checkpoint)
-        validation = self.job.validation
+        validation = self.run.job.validation
         if "validate" in wishes or (validation and is_due(record.step, validation.every_num_steps)):
             self.validate()
 
     def _emit_progress(self, record: StepRecord) -> None:
         seconds_per_step = sum(self._seconds) / len(self._seconds)
-        total = self.job.train.steps
+        total = self.run.job.train.steps
         data = {
             "step": record.step,
             "total": total,
@@ -146,15 +125,15 @@ class Recorder:
             "peak_memory_gib": record.peak_memory_gib,
             "epoch": record.epoch,
         }
-        self.context.emit(Event(kind="progress", run=self.run.name, data=data))
+        self.run.context.emit(Event(kind="progress", run=self.run.name, data=data))
 
     def save_checkpoint(self) -> None:
         """Write a checkpoint of the current step and delete the oldest beyond the number kept."""
         step = self.session.step
         if step == 0:
             return
-        folder = self.run.checkpoints_dir / step_folder(step)
-        self.run.flush_log()
+        folder = self.run.folder.checkpoints_dir / step_folder(step)
+        self.run.folder.flush_log()
         save_checkpoint(
             folder,
             step=step,
@@ -164,10 +143,10 @@ class Recorder:
             average=self.session.average,
         )
         for observer in self.observers:
-            observer.checkpointed(step, folder / self.weights.file_name)
-        prune_checkpoints(self.run.checkpoints_dir, self.job.checkpoints.num_checkpoints_kept)
-        path = (folder / self.weights.file_name).relative_to(self.run.path).as_posix()
-        self.context.emit(Event(kind="checkpoint", run=self.run.name, data={"step": step, "path": path}))
+            observer.checkpointed(step, folder / self.run.weights.file_name)
+        prune_checkpoints(self.run.folder.checkpoints_dir, self.run.job.checkpoints.num_checkpoints_kept)
+        path = (folder / self.run.weights.file_name).relative_to(self.run.folder.path).as_posix()
+        self.run.context.emit(Event(kind="checkpoint", run=self.run.name, data={"step": step, "path": path}))
 
     def validate(self) -> None:
         """Draw the validation prompts with the weights as they are, with their average, or both."""
@@ -182,20 +161,20 @@ class Recorder:
             self._tell_of_pictures(self._pictures, paths, report)
 
     def _tell_of_pictures(self, pictures: RunPictures, paths: Sequence[Path], report: ClipReport | None) -> None:
-        images = [path.relative_to(self.run.path).as_posix() for path in paths]
+        images = [path.relative_to(self.run.folder.path).as_posix() for path in paths]
         prompts, names = pictures.describe()
         data = {"step": self.session.step, "images": images, "prompts": prompts, "weights": names}
         if report is not None:
             line = {"step": self.session.step, CLIP_SCORE: report.summary()}
-            self.run.append_log(line)
+            self.run.folder.append_log(line)
             for observer in self.observers:
                 observer.measured(line)
             data["clip_scores"] = list(report.scores)
-        self.context.emit(Event(kind="validation", run=self.run.name, data=data))
+        self.run.context.emit(Event(kind="validation", run=self.run.name, data=data))
 
     def _validated_views(self) -> list[WeightView]:
         """The weights that are looked at: as they are, their average, or both."""
-        chosen = VALIDATED_WEIGHTS[self.job.checkpoints.ema_validation] if self.session.ema else (LIVE,)
+        chosen = VALIDATED_WEIGHTS[self.run.job.checkpoints.ema_validation] if self.session.ema else (LIVE,)
         return [view for view in self.session.views if view.name in chosen]
 
     def finish(self) -> None:
@@ -208,7 +187,7 @@ class Recorder:
         self._finish_best()
         for file in reversed(self._files()):  # the live weights last
             with file.opened() as tensors:
-                write_safetensors_atomically(self.run.final_path.with_name(file.name), tensors, file.metadata)
+                write_safetensors_atomically(self.run.folder.final_path.with_name(file.name), tensors, file.metadata)
 
     def _write_best(self, view: WeightView, path: Path) -> None:
         with self._export(view) as tensors:
@@ -216,17 +195,17 @@ class Recorder:
 
     def _finish_best(self) -> None:
         """Put the weights with the lowest held-out loss beside where the others will be."""
-        best = find_best(self.run.held_out_log.read()) if self._held_out is not None else None
-        if best is not None and self.run.best_path(best.step).exists():
-            final = self.run.final_path
-            copy_atomically(self.run.best_path(best.step), final.with_name(name_of(final.name, BEST)))
+        best = find_best(self.run.folder.held_out_log.read()) if self._held_out is not None else None
+        if best is not None and self.run.folder.best_path(best.step).exists():
+            final = self.run.folder.final_path
+            copy_atomically(self.run.folder.best_path(best.step), final.with_name(name_of(final.name, BEST)))
 
     def _files(self) -> list[WeightsFile]:
         """What other programs read, the live weights first."""
         metadata = self._metadata()
         return [
             WeightsFile(
-                name=name_of(self.weights.file_name, view.name),
+                name=name_of(self.run.weights.file_name, view.name),
                 opened=partial(self._export, view),
                 metadata={**metadata, WEIGHTS_KEY: view.name},
                 is_trained=view.is_trained,
@@ -237,22 +216,22 @@ class Recorder:
     @contextmanager
     def _export(self, view: WeightView) -> Iterator[Mapping[str, Tensor]]:
         with view.in_use():
-            yield self.weights.export(self.session.parameters)
+            yield self.run.weights.export(self.session.parameters)
 
     def _metadata(self) -> dict[str, str]:
-        job, train = self.job, self.job.train
-        width, height = max(((s.width, s.height) for s in self.samples), key=math.prod)
+        job, train = self.run.job, self.run.job.train
+        width, height = max(((s.width, s.height) for s in self.run.samples), key=math.prod)
         facts = RunFacts(
             title=self.run.name,
             base_name=job.model.name,
             base_fingerprint=job.model.fingerprint,
-            trigger_words=self.embeds.trigger_words,
-            system_prompt=self.embeds.system_prompt,
+            trigger_words=self.run.embeds.trigger_words,
+            system_prompt=self.run.embeds.system_prompt,
             text_attention=job.model.text_attention,
             resolution=f"{width}x{height}",
             step=self.session.step,
             num_steps=train.steps,
-            num_images=len(self.samples),
+            num_images=len(self.run.samples),
             batch_size=train.batch_size,
             gradient_accumulation_steps=job.optimizer.gradient_accumulation_steps,
             learning_rate=train.learning_rate,
@@ -261,4 +240,4 @@ class Recorder:
             seed=train.seed,
             date=datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
         )
-        return self.weights.metadata(facts, self.session.transformer)
+        return self.run.weights.metadata(facts, self.session.transformer)

@@ -7,6 +7,7 @@ import json
 import logging
 from collections.abc import Mapping, Sequence
 from contextlib import nullcontext, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -17,9 +18,8 @@ from torch import nn
 
 from ..adapters.kinds import without_adapter
 from ..context import StepContext
-from ..data.cache import TrainingSample, join_samples, load_embeds, read_embed_index, read_latent_index
+from ..data.cache import join_samples, load_embeds, read_embed_index, read_latent_index
 from ..data.held_out import split_samples
-from ..data.index import EmbedIndex
 from ..data.sample_sizes import size_of
 from ..device import (
     OutOfMemoryError,
@@ -48,8 +48,9 @@ from .job import TrainJob, describe_job
 from .memory import memory_limit, memory_remedies, plan_less_memory
 from .observers import RunObserver, observing
 from .plan import RunPlan, plan_run
+from .prepared import Run
 from .recorder import Recorder
-from .trained_weights import TrainedWeights, choose_trained_weights
+from .trained_weights import choose_trained_weights
 
 logger = logging.getLogger(__name__)
 
@@ -83,131 +84,103 @@ def train(job: TrainJob, context: StepContext) -> tuple[RunFolder, bool]:
     processes = context.processes
     record = describe_job(job, len(samples), str(context.device), processes.count)
     weights = choose_trained_weights(job)
-    run = processes.from_main(
+    folder = processes.from_main(
         lambda: open_run(context.runs_dir, job.train.run_name, record, context.workflow, weights.file_name)
     )
-    with observing(job, run, latents, embeds, context) if processes.is_main else nullcontext(()) as observers:
-        was_finished = _train_or_reuse(job, record, weights, run, samples, held_out, embeds, observers, context)
+    run = Run(
+        job=job, folder=folder, weights=weights, samples=samples, held_out=held_out, embeds=embeds, context=context
+    )
+    with observing(job, folder, latents, embeds, context) if processes.is_main else nullcontext(()) as observers:
+        was_finished = _train_or_reuse(run, record, observers)
         for observer in observers:
             observer.finished()
-    final_path = run.final_path.relative_to(run.path)
+    final_path = folder.final_path.relative_to(folder.path)
     data = {"step": job.train.steps, final_path.stem: final_path.as_posix(), "reused": was_finished}
     context.emit(Event(kind="finished", run=run.name, data=data))
-    return run, was_finished
+    return folder, was_finished
 
 
-def _train_or_reuse(
-    job: TrainJob,
-    record: Mapping[str, Any],
-    weights: TrainedWeights,
-    run: RunFolder,
-    samples: Sequence[TrainingSample],
-    held_out: Sequence[TrainingSample],
-    embeds: EmbedIndex,
-    observers: Sequence[RunObserver],
-    context: StepContext,
-) -> bool:
+def _train_or_reuse(run: Run, record: Mapping[str, Any], observers: Sequence[RunObserver]) -> bool:
     """Train to the end, unless that was done before; whether it was."""
-    lock = FileLock(run.path / ".lock", timeout=0)
+    lock, context = FileLock(run.folder.path / ".lock", timeout=0), run.context
     try:
-        was_finished = context.processes.from_main(partial(_take_over, lock, run, record, context.workflow))
+        was_finished = context.processes.from_main(partial(_take_over, lock, run, record))
         if was_finished:
-            _tell_of_other_validation(run, job)
+            _tell_of_other_validation(run)
         else:
             with preserved_torch_state(context.device):
-                _train_to_end(job, weights, run, samples, held_out, embeds, observers, context)
+                _train_to_end(run, observers)
         return was_finished
     finally:
         lock.release()
         free_memory(context.device)
 
 
-def _take_over(lock: FileLock, run: RunFolder, record: Mapping[str, Any], workflow: str) -> bool:
+def _take_over(lock: FileLock, run: Run, record: Mapping[str, Any]) -> bool:
     """Keep other processes away; whether the run is finished."""
     try:
         lock.acquire()
     except Timeout:
         raise TrainerError(f"run {run.name!r} is being trained by another process: wait, or change run_name") from None
-    is_finished = run.final_path.exists()
+    is_finished = run.folder.final_path.exists()
     if not is_finished:
-        run.write_job(record, workflow)  # how it is watched may have changed
+        run.folder.write_job(record, run.context.workflow)  # how it is watched may have changed
     return is_finished
 
 
-def _train_to_end(
-    job: TrainJob,
-    weights: TrainedWeights,
-    run: RunFolder,
-    samples: Sequence[TrainingSample],
-    held_out: Sequence[TrainingSample],
-    embeds: EmbedIndex,
-    observers: Sequence[RunObserver],
-    context: StepContext,
-) -> None:
+def _train_to_end(run: Run, observers: Sequence[RunObserver]) -> None:
     """Train to the last step. Where memory runs out, go on from the last finished step with a plan that takes less."""
-    start_peak_memory(context.device)
+    device = run.context.device
+    start_peak_memory(device)
     memory: MemoryPlan | None = None
-    tell_start = True
+    is_told = False
     try:
-        free_memory(context.device)  # of nodes before this one
+        free_memory(device)  # of nodes before this one
         while True:
-            memory = _announce_plan(job, weights, run, samples, held_out, memory, context).memory
+            memory = _announce_plan(run, memory).memory
             try:
-                _train_as_planned(job, weights, memory, run, samples, held_out, embeds, observers, context, tell_start)
+                _train_as_planned(run, memory, observers, is_told=is_told)
                 return
             except OutOfMemoryError as error:
                 failure = without_frames(error)
-            free_memory(context.device)  # before the next plan looks at what is free
-            tell_start = False
-            memory = _plan_less(job, weights, memory, samples, failure, context)
+            free_memory(device)  # before the next plan looks at what is free
+            is_told = True
+            memory = _plan_less(run, memory, failure)
             if memory is None:
                 raise failure
-            _tell_of_less_memory(run, failure, context)
+            _tell_of_less_memory(run, failure)
     except BaseException as error:
-        _tell_failure(run, error, context)
+        _tell_failure(run, error)
         raise
 
 
-def _train_as_planned(
-    job: TrainJob,
-    weights: TrainedWeights,
-    memory: MemoryPlan,
-    run: RunFolder,
-    samples: Sequence[TrainingSample],
-    held_out: Sequence[TrainingSample],
-    embeds: EmbedIndex,
-    observers: Sequence[RunObserver],
-    context: StepContext,
-    tell_start: bool,
-) -> None:
-    """Train from the newest checkpoint to the end; whatever ends it early, the finished steps are kept."""
-    processes, remedies = context.processes, memory_remedies(job, memory)
+def _train_as_planned(run: Run, memory: MemoryPlan, observers: Sequence[RunObserver], *, is_told: bool) -> None:
+    """Train from the newest checkpoint to the end; whatever ends it early, the finished steps are kept.
+
+    Args:
+        run: What is trained.
+        memory: How it is made to fit.
+        observers: Who is told of the steps.
+        is_told: They know that the run has started.
+    """
+    context, remedies = run.context, memory_remedies(run.job, memory)
+    processes = context.processes
     with processes.failing_together():
-        expect_base_transformer(job.model)
-        weights.check(Path(job.model.base_path))
+        expect_base_transformer(run.job.model)
+        run.weights.check(Path(run.job.model.base_path))
         with explained_out_of_memory("loading the model", remedies):
-            session = start_session(job, weights, memory, samples, embeds, context)
-            resume_session(session, run, weights)
-    session.take_wishes = partial(_take_wishes, run, context)
+            session = start_session(run, memory)
+            resume_session(session, run)
+    session.take_wishes = partial(_take_wishes, run)
     processes.take_from_main(list(session.parameters.values()))
-    processes.from_main(lambda: run.truncate_log(session.step))
-    for observer in observers if tell_start else ():
+    processes.from_main(lambda: run.folder.truncate_log(session.step))
+    for observer in () if is_told else observers:
         observer.started(session.step)
-    recorder = Recorder(
-        job=job,
-        run=run,
-        session=session,
-        weights=weights,
-        samples=samples,
-        held_out=held_out,
-        embeds=embeds,
-        observers=observers,
-        context=context.alone,
-    )
+    recorder = Recorder(run=replace(run, context=context.alone), session=session, observers=observers)
     try:
         with processes.telling_failure(sends_tensors=True), explained_out_of_memory("training", remedies):
             recorder.start()
-            while session.step < job.train.steps:
+            while session.step < run.job.train.steps:
                 if STOP in session.wishes if processes.count > 1 else context.should_stop():
                     raise StopTraining
                 recorder.record_step(session.train_step())
@@ -217,61 +190,49 @@ def _train_as_planned(
         raise
 
 
-def _take_wishes(run: RunFolder, context: StepContext) -> frozenset[str]:
+def _take_wishes(run: Run) -> frozenset[str]:
     """What this process was asked."""
-    return frozenset[str](context.take_requests(run.name)) | ({STOP} if context.should_stop() else frozenset())
+    asked = frozenset[str](run.context.take_requests(run.name))
+    return asked | ({STOP} if run.context.should_stop() else frozenset())
 
 
-def _announce_plan(
-    job: TrainJob,
-    weights: TrainedWeights,
-    run: RunFolder,
-    samples: Sequence[TrainingSample],
-    held_out: Sequence[TrainingSample],
-    memory: MemoryPlan | None,
-    context: StepContext,
-) -> RunPlan:
+def _announce_plan(run: Run, memory: MemoryPlan | None) -> RunPlan:
     """Decide how the run is made to fit, unless that is settled, and say what it will take."""
-    sizes, held_out_sizes = ([size_of(sample) for sample in some] for some in (samples, held_out))
-    is_first, first_step = memory is None, last_saved_step(run)
-    plan = plan_run(job, weights, sizes, held_out_sizes, context.device, first_step, memory)
+    job, context = run.job, run.context
+    sizes, held_out_sizes = ([size_of(sample) for sample in some] for some in (run.samples, run.held_out))
+    is_first, first_step = memory is None, last_saved_step(run.folder)
+    plan = plan_run(job, run.weights, sizes, held_out_sizes, context.device, first_step, memory)
     logger.info("Run %s: %s", run.name, plan.memory.sentence)
     context.emit(Event(kind="planned", run=run.name, data=plan.to_json()))
     if context.processes.is_main:
-        run.extend_job({"memory_plan": plan.memory.sentence})
+        run.folder.extend_job({"memory_plan": plan.memory.sentence})
     if job.rollout is not None and is_first:
         logger.info("Run %s: %s", run.name, job.rollout.sentence)
     return plan
 
 
-def _plan_less(
-    job: TrainJob,
-    weights: TrainedWeights,
-    failed: MemoryPlan,
-    samples: Sequence[TrainingSample],
-    failure: OutOfMemoryError,
-    context: StepContext,
-) -> MemoryPlan | None:
+def _plan_less(run: Run, failed: MemoryPlan, failure: OutOfMemoryError) -> MemoryPlan | None:
     """The plan after one that ran out of memory; None where no plan would help."""
-    if context.processes.count > 1 or not (failure.is_of_device or context.device.type == "cpu"):
+    device = run.context.device
+    if run.context.processes.count > 1 or not (failure.is_of_device or device.type == "cpu"):
         return None
-    return plan_less_memory(job, weights, [size_of(sample) for sample in samples], context.device, failed)
+    return plan_less_memory(run.job, run.weights, [size_of(sample) for sample in run.samples], device, failed)
 
 
-def _tell_of_less_memory(run: RunFolder, failure: OutOfMemoryError, context: StepContext) -> None:
+def _tell_of_less_memory(run: Run, failure: OutOfMemoryError) -> None:
     work = str(failure).partition(" ran out of memory")[0]
     message = (
-        f"{work} ran out of memory after step {last_saved_step(run)}: going on from there in less memory, and slower."
-        " Nothing is lost"
+        f"{work} ran out of memory after step {last_saved_step(run.folder)}: going on from there in less memory, and"
+        " slower. Nothing is lost"
     )
     logger.warning("%s: %s", run.name, message)
-    context.emit(make_notice(run.name, message))
+    run.context.emit(make_notice(run.name, message))
 
 
-def _tell_failure(run: RunFolder, error: BaseException, context: StepContext) -> None:
+def _tell_failure(run: Run, error: BaseException) -> None:
     if not isinstance(error, StopTraining):
-        data = {"step": last_saved_step(run), "message": str(error)}
-        context.emit(Event(kind="failed", run=run.name, data=data))
+        data = {"step": last_saved_step(run.folder), "message": str(error)}
+        run.context.emit(Event(kind="failed", run=run.name, data=data))
 
 
 def _rescue(session: TrainingSession, recorder: Recorder, error: BaseException, processes: Processes) -> None:
@@ -294,12 +255,12 @@ def _rescue(session: TrainingSession, recorder: Recorder, error: BaseException, 
         save()
 
 
-def _tell_of_other_validation(run: RunFolder, job: TrainJob) -> None:
-    drawn = json.loads(run.job_path.read_text(encoding="utf-8"))["validation"]
-    if job.validation is None:
+def _tell_of_other_validation(run: Run) -> None:
+    drawn = json.loads(run.folder.job_path.read_text(encoding="utf-8"))["validation"]
+    if run.job.validation is None:
         return
     asked, defaults = (
-        json.loads(json.dumps(dataclasses.asdict(settings))) for settings in (job.validation, PictureSettings())
+        json.loads(json.dumps(dataclasses.asdict(settings))) for settings in (run.job.validation, PictureSettings())
     )
     if any(asked[name] != (drawn or {}).get(name, default) for name, default in defaults.items()):
         logger.warning("Run %s is finished, with pictures of other prompts: draw new ones with Validate", run.name)
@@ -311,15 +272,9 @@ def last_saved_step(run: RunFolder) -> int:
     return step_of(checkpoints[-1]) if checkpoints else 0
 
 
-def start_session(
-    job: TrainJob,
-    weights: TrainedWeights,
-    memory: MemoryPlan,
-    samples: Sequence[TrainingSample],
-    embeds: EmbedIndex,
-    context: StepContext,
-) -> TrainingSession:
+def start_session(run: Run, memory: MemoryPlan) -> TrainingSession:
     """Load the base, attach what is trained, and run it as the memory plan says."""
+    job, weights, context = run.job, run.weights, run.context
     train = job.train
     transformer = load_base_transformer(job.model, context.device, host_blocks=memory.measures.swapped)
     parameters = weights.attach(transformer)
@@ -339,8 +294,8 @@ def start_session(
         processes=context.processes,
         base_only=None if job.adapter is None else without_adapter,
         ema=_start_ema(parameters, job.checkpoints, context.device),
-        samples=samples,
-        unconditional=load_embeds(embeds.unconditional),
+        samples=run.samples,
+        unconditional=load_embeds(run.embeds.unconditional),
         plan=StepPlan(
             num_steps=train.steps,
             batch_size=train.batch_size,
@@ -370,10 +325,10 @@ def _start_ema(
     )
 
 
-def resume_session(session: TrainingSession, run: RunFolder, weights: TrainedWeights) -> None:
+def resume_session(session: TrainingSession, run: Run) -> None:
     """Go on from the newest checkpoint."""
-    checkpoints = list_checkpoints(run.checkpoints_dir)
+    checkpoints = list_checkpoints(run.folder.checkpoints_dir)
     if checkpoints:
         session.step = load_checkpoint(checkpoints[-1], session.parameters, session.optimizer, session.average)
-        weights.restore(checkpoints[-1] / weights.file_name)
+        run.weights.restore(checkpoints[-1] / run.weights.file_name)
         logger.info("Run %s goes on from step %d", run.name, session.step)
