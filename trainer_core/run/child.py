@@ -74,9 +74,9 @@ def run_in_child(
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         env=_environment(os.environ),
-        # Ctrl-C in a terminal is for the parent, who asks the child to stop.
+        # Ctrl-C in a terminal is for the parent, who asks the child to stop; Windows would open a console too.
         start_new_session=True,
-        creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0),  # the same on Windows
+        creationflags=getattr(subprocess, "CREATE_NEW_PROCESS_GROUP", 0) | getattr(subprocess, "CREATE_NO_WINDOW", 0),
     )
     assert child.stdin is not None and child.stdout is not None and child.stderr is not None
     log: deque[str] = deque(maxlen=NUM_LAST_LINES)
