@@ -1,5 +1,7 @@
 """LoRA on the fused layout: targets, identity at the start, and what is exported."""
 
+import math
+
 import pytest
 import torch
 from lumina2_trainer.trainer_core.adapters.export import (
@@ -83,6 +85,22 @@ def test_exported_file_merged_into_the_base_has_the_same_effect(targets):
     assert merge_adapter(merged, tensors, 1.0) == len(tensors) // 2
     for ours, theirs in zip(run_packed(with_adapter, *SAMPLES), run_packed(merged, *SAMPLES), strict=True):
         assert relative_error(theirs, ours) < 1e-5
+
+
+@pytest.mark.parametrize(("use_rslora", "scale"), [(False, 5 / 3), (True, 5 / math.sqrt(3))])
+def test_scale_is_alpha_by_the_rank_or_its_root_in_the_network_and_in_the_file(use_rslora, scale):
+    transformer, name = tiny_transformer(), "layers.1.attention.out"
+    parameters = attach_lora(transformer, LoRASettings(use_rslora=use_rslora), rank=3, alpha=5.0, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    for parameter in parameters.values():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    down, up = (parameters[f"{name}.lora_{part}.default.weight"].detach() for part in "AB")
+    x = torch.randn(7, down.shape[1], generator=generator)
+    change = transformer.get_submodule(name)(x) - tiny_transformer().get_submodule(name)(x)
+    torch.testing.assert_close(change.detach(), scale * x @ down.T @ up.T, rtol=1e-4, atol=1e-4)
+    file = export_lora(transformer, parameters)
+    stored = file[f"diffusion_model.{name}.lora_B.weight"] @ file[f"diffusion_model.{name}.lora_A.weight"]
+    torch.testing.assert_close(stored, scale * up @ down)
 
 
 def test_strength_zero_changes_nothing():
