@@ -165,6 +165,17 @@ def test_saved_files_never_overwrite_and_keep_metadata(dtype, tmp_path):
     assert {tensor.dtype for tensor in result.tensors.values()} == {ADAPTER_DTYPES[dtype]}
 
 
+@pytest.mark.parametrize("dtype", ADAPTER_DTYPES)
+def test_lengths_of_dora_are_saved_exactly_in_every_precision(dtype, tmp_path):
+    transformer = tiny_transformer()
+    parameters = attach_lora(transformer, LoRASettings(use_dora=True), rank=2, alpha=2.0, seed=1)
+    tensors = export_lora(transformer, parameters)
+    saved = read_adapter(write_adapter(AdapterFile(tensors=tensors, metadata={}), tmp_path, "x", "comfyui", dtype))
+    lengths = [key for key in tensors if key.endswith(".dora_scale")]
+    assert lengths and all(torch.equal(saved.tensors[key], tensors[key]) for key in lengths)
+    assert {t.dtype for key, t in saved.tensors.items() if key not in lengths} == {ADAPTER_DTYPES[dtype]}
+
+
 @pytest.mark.parametrize("name", ["../evil", "", "a/b", ".hidden", "x" * 200])
 def test_file_names_cannot_leave_the_folder(name, tmp_path):
     with pytest.raises(TrainerError, match="use letters, digits"):
