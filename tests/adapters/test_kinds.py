@@ -111,6 +111,44 @@ def test_file_merged_into_the_base_has_the_same_effect(variant: str) -> None:
         assert relative_error(theirs, ours) < 1e-4
 
 
+STRENGTH_POWERS = {"diag-oft": 2, "diag-oft, constraint": 2}
+"""ComfyUI multiplies these by the strength twice; what it makes of boft is no power."""
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if not name.startswith("boft")])
+def test_a_strength_scales_what_an_adapter_adds_to_a_layer(variant: str) -> None:
+    settings, name = VARIANTS[variant], "layers.0.attention.out"
+    transformer, parameters = attach(settings)
+    scatter(parameters)
+    tensors, power = export(settings, transformer, parameters), STRENGTH_POWERS.get(variant, 1)
+    plain = tiny_transformer().get_submodule(name)
+    x = torch.randn(7, plain.in_features, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        difference = transformer.eval().get_submodule(name)(x) - plain(x)
+        for strength in (0.5, 2.0):
+            merged = tiny_transformer()
+            merge_adapter(merged, tensors, strength)
+            change = merged.get_submodule(name)(x) - plain(x)
+            assert relative_error(change, strength**power * difference) < 1e-3
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.uint8])
+def test_a_strength_scales_what_a_lora_adds_to_a_quantised_layer(dtype: torch.dtype) -> None:
+    settings, name = VARIANTS["lora"], "layers.0.attention.out"
+    transformer, parameters = attach(settings, quantized(tiny_transformer(), dtype))
+    scatter(parameters)
+    tensors = export(settings, transformer, parameters)
+    plain = quantized(tiny_transformer(), dtype).get_submodule(name)
+    x = torch.randn(7, plain.in_features, generator=torch.Generator().manual_seed(3))
+    with torch.no_grad():
+        difference = transformer.eval().get_submodule(name)(x) - plain(x)
+        for strength in (0.5, 2.0):
+            merged = quantized(tiny_transformer(), dtype)
+            merge_adapter(merged, tensors, strength)
+            change = merged.get_submodule(name)(x) - plain(x)
+            assert relative_error(change, strength * difference) < 1e-3
+
+
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_strength_zero_changes_nothing(variant: str) -> None:
     settings = VARIANTS[variant]

@@ -1,5 +1,7 @@
 """LoRA on the fused layout: targets, identity at the start, and what is exported."""
 
+import math
+
 import pytest
 import torch
 from lumina2_trainer.trainer_core.adapters.export import (
@@ -85,6 +87,22 @@ def test_exported_file_merged_into_the_base_has_the_same_effect(targets):
         assert relative_error(theirs, ours) < 1e-5
 
 
+@pytest.mark.parametrize(("use_rslora", "scale"), [(False, 5 / 3), (True, 5 / math.sqrt(3))])
+def test_scale_is_alpha_by_the_rank_or_its_root_in_the_network_and_in_the_file(use_rslora, scale):
+    transformer, name = tiny_transformer(), "layers.1.attention.out"
+    parameters = attach_lora(transformer, LoRASettings(use_rslora=use_rslora), rank=3, alpha=5.0, seed=1)
+    generator = torch.Generator().manual_seed(2)
+    for parameter in parameters.values():
+        parameter.data = torch.randn(parameter.shape, generator=generator)
+    down, up = (parameters[f"{name}.lora_{part}.default.weight"].detach() for part in "AB")
+    x = torch.randn(7, down.shape[1], generator=generator)
+    change = transformer.get_submodule(name)(x) - tiny_transformer().get_submodule(name)(x)
+    torch.testing.assert_close(change.detach(), scale * x @ down.T @ up.T, rtol=1e-4, atol=1e-4)
+    file = export_lora(transformer, parameters)
+    stored = file[f"diffusion_model.{name}.lora_B.weight"] @ file[f"diffusion_model.{name}.lora_A.weight"]
+    torch.testing.assert_close(stored, scale * up @ down)
+
+
 def test_strength_zero_changes_nothing():
     _, tensors = trained_lora()
     merged = tiny_transformer()
@@ -145,6 +163,17 @@ def test_saved_files_never_overwrite_and_keep_metadata(dtype, tmp_path):
     result = read_adapter(second)
     assert result.metadata == {"ss_network_dim": "3", "modelspec.title": "my_lora_00002"}
     assert {tensor.dtype for tensor in result.tensors.values()} == {ADAPTER_DTYPES[dtype]}
+
+
+@pytest.mark.parametrize("dtype", ADAPTER_DTYPES)
+def test_lengths_of_dora_are_saved_exactly_in_every_precision(dtype, tmp_path):
+    transformer = tiny_transformer()
+    parameters = attach_lora(transformer, LoRASettings(use_dora=True), rank=2, alpha=2.0, seed=1)
+    tensors = export_lora(transformer, parameters)
+    saved = read_adapter(write_adapter(AdapterFile(tensors=tensors, metadata={}), tmp_path, "x", "comfyui", dtype))
+    lengths = [key for key in tensors if key.endswith(".dora_scale")]
+    assert lengths and all(torch.equal(saved.tensors[key], tensors[key]) for key in lengths)
+    assert {t.dtype for key, t in saved.tensors.items() if key not in lengths} == {ADAPTER_DTYPES[dtype]}
 
 
 @pytest.mark.parametrize("name", ["../evil", "", "a/b", ".hidden", "x" * 200])

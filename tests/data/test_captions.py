@@ -121,6 +121,16 @@ def test_shuffled_tags_keep_the_first_and_lose_none() -> None:
     assert shuffle_tags(text, num_shuffles=8, num_kept=2, separator=",") == orders
 
 
+def test_no_more_orders_are_made_than_asked_for_and_texts_have_orders_of_their_own() -> None:
+    orders = {}
+    for first in "abcdefgh":
+        text = ", ".join([first, *"123456"])
+        made = shuffle_tags(text, num_shuffles=2, num_kept=1, separator=",")
+        assert len(made) == 2  # of 720: hardly the same twice
+        orders[first] = [order.removeprefix(first) for order in made]
+    assert len(set(map(tuple, orders.values()))) == len(orders)
+
+
 @pytest.mark.parametrize(
     ("text", "separator", "expected"),
     [("a|b", "|", ["b| a"]), ("a b", " ", ["b a"]), ("one sentence.", ",", []), ("", ",", []), ("a,,a", ",", [])],

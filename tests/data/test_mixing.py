@@ -34,6 +34,15 @@ def test_folders_get_their_share(weights: tuple[float, ...]) -> None:
         assert drawn[folder] == pytest.approx(count * weight / sum(weights), abs=60), folder
 
 
+def test_small_weights_are_shares_to_the_last_digit() -> None:
+    weights, num_blocks = (0.1, 0.2, 0.7), 200
+    drawn = folders_of(new_stream(weights=weights), num_blocks * BLOCK)
+    for folder, weight in enumerate(weights, start=1):
+        # A block is at most half a sample's deviation off; four of so many are 28, and 0.01 more of each weight 98.
+        bound = 4 * 0.5 * num_blocks**0.5
+        assert drawn[folder] == pytest.approx(num_blocks * BLOCK * weight, abs=bound), folder
+
+
 def test_every_block_has_the_shares_to_within_one() -> None:
     stream = new_stream()
     for block in range(20):

@@ -125,3 +125,27 @@ def test_shown_noise_is_mixed_in_and_the_other_is_asked_for():
     batch = make_noisy_batch(latents, noise, torch.tensor([0.3, 0.8]), prompts, TINY.axes_dims, CPU, shown_noise=shown)
     torch.testing.assert_close(batch.noisy_TC[:15], patchify(0.7 * shown[0] + 0.3 * latents[0]))
     torch.testing.assert_close(batch.target_TC[:15], patchify(latents[0] - noise[0]))
+
+
+def test_places_count_by_their_weights_whose_scale_does_not_matter():
+    latents, noise, prompts, plain = make_batch([0.3, 0.8])
+    generator = torch.Generator().manual_seed(4)
+    weights = [torch.rand(1, *x.shape[1:], generator=generator) for x in latents]
+    transformer = tiny_transformer(seed=1)
+    velocity = transformer(plain.noisy_TC, plain.timesteps_B, plain.prompt_embeds_L, plain.layout)
+    error = (velocity - plain.target_TC).square()
+    expected = []
+    for rows, weight, x in zip((slice(0, 15), slice(15, None)), weights, latents, strict=True):
+        counts = patchify(weight.expand(x.shape))
+        expected.append((error[rows] * counts).sum() / counts.sum())
+    for scale in (1.0, 0.25):
+        batch = make_noisy_batch(
+            latents,
+            noise,
+            torch.tensor([0.3, 0.8]),
+            prompts,
+            TINY.axes_dims,
+            CPU,
+            loss_weights=[scale * weight for weight in weights],
+        )
+        torch.testing.assert_close(flow_matching_loss(transformer, batch), torch.stack(expected))

@@ -22,6 +22,13 @@ def test_comfyui_schedule_takes_every_nth_of_a_thousand():
     torch.testing.assert_close(sigmas, torch.tensor(expected))
 
 
+def test_comfyui_schedule_rounds_its_places_down():
+    # int(i * 1000 / 7) and not the nearest, which would be 143, 286 and 429.
+    places = [0, 142, 285, 428, 571, 714, 857]
+    expected = [6 * t / (1 + 5 * t) for t in ((1000 - place) / 1000 for place in places)] + [0.0]
+    torch.testing.assert_close(comfyui_sigmas(7, 6.0), torch.tensor(expected), rtol=1e-6, atol=1e-6)
+
+
 def test_diffusers_schedule_equals_its_scheduler():
     from diffusers import FlowMatchEulerDiscreteScheduler
 

@@ -118,3 +118,10 @@ def test_perturbation_falls_to_nothing_or_stays():
     falling = NoiseSettings(input_perturbation=0.2, input_perturbation_steps=4)
     assert [falling.perturbation_at(step) for step in (1, 3, 5, 9)] == pytest.approx([0.2, 0.1, 0.0, 0.0])
     assert NoiseSettings(input_perturbation=0.2).perturbation_at(1000) == 0.2
+
+
+def test_static_shift_moves_every_draw_by_the_formula():
+    plain = sigmas_of(100)
+    static = NoiseSettings(shift_mode="static", static_shift=2.5)
+    shifted = 1 - draw_timesteps(static, (256,) * 100, torch.Generator().manual_seed(2))
+    torch.testing.assert_close(shifted, 2.5 * plain / (1 + 1.5 * plain))

@@ -29,7 +29,9 @@ def write_constants(folder: Path, kind: str, shape: tuple[int, ...], count: int)
     return paths
 
 
-def builder_with_variants(folder: Path, *, num_crops: int, num_captions: int) -> BatchBuilder:
+def builder_with_variants(
+    folder: Path, *, num_crops: int, num_captions: int, batch_size: int = 1, caption_dropout: float = 0.0
+) -> BatchBuilder:
     latents = write_constants(folder, "latents", (16, 4, 4), num_crops)
     embeds = write_constants(folder, "embeds", (3, 6), num_captions)
     sample = TrainingSample(
@@ -48,8 +50,8 @@ def builder_with_variants(folder: Path, *, num_crops: int, num_captions: int) ->
         [sample],
         SampleStream([1], seed=5),
         unconditional=torch.zeros(1, 6),
-        batch_size=1,
-        caption_dropout=0.0,
+        batch_size=batch_size,
+        caption_dropout=caption_dropout,
         seed=5,
         noise=NoiseSettings(),
         samples_per_step=1,
@@ -142,3 +144,14 @@ def test_a_picture_and_its_shrunk_copy_are_not_filled_up(tmp_path: Path, monkeyp
         builder = new_builder(tmp_path, batch_size=1, noise=noise, dtype=torch.bfloat16)
         layouts = [builder.build(position).noisy.layout for position in range(20)]
         assert any(layout.image.segments.is_padding_S is not None for layout in layouts) is is_filled_up
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.6, 1.0])
+def test_captions_are_dropped_at_their_rate(tmp_path: Path, rate: float) -> None:
+    builder = builder_with_variants(tmp_path, num_crops=1, num_captions=1, batch_size=100, caption_dropout=rate)
+    count = 1500
+    batches = [builder.build(position) for position in range(0, count, 100)]
+    lengths = [length for batch in batches for length in batch.noisy.layout.caption.segments.lengths]
+    assert len(lengths) == count and set(lengths) <= {1, 3}
+    # Within three deviations of so many draws; 0.8 of the rate is nine away.
+    assert lengths.count(1) == pytest.approx(count * rate, abs=3 * (count * rate * (1 - rate)) ** 0.5)

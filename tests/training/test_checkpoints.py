@@ -13,7 +13,7 @@ from lumina2_trainer.trainer_core.training.checkpoints import (
     prune_checkpoints,
     save_checkpoint,
 )
-from torch import nn
+from torch import Tensor, nn
 
 PARTS = ("exp_avg", "exp_avg_sq", "step")
 
@@ -63,3 +63,35 @@ def test_nested_state_of_an_optimizer_comes_back_as_it_was(tmp_path: Path) -> No
         assert set(states[0]) == set(states[1]) == set(PARTS)
         for part in PARTS:
             torch.testing.assert_close(states[1][part], states[0][part], rtol=0, atol=0)
+
+
+def test_as_many_checkpoints_stay_as_asked_for_and_they_are_the_newest(tmp_path: Path) -> None:
+    for step in range(1, 6):
+        (tmp_path / f"step-{step:06d}").mkdir()
+        (tmp_path / f"step-{step:06d}" / "training_state.json").write_text("{}")
+    prune_checkpoints(tmp_path, 2)
+    assert [path.name for path in list_checkpoints(tmp_path)] == ["step-000004", "step-000005"]
+
+
+def test_the_average_and_what_groups_hold_come_back(tmp_path: Path) -> None:
+    layers = [nn.Linear(3, 2), nn.Linear(3, 2)]
+    optimizers = [torch.optim.SGD(layer.parameters(), lr=rate) for layer, rate in zip(layers, (0.1, 0.7), strict=True)]
+    for optimizer, value in zip(optimizers, (0.25, 0.0), strict=True):
+        optimizer.param_groups[0]["estimate"] = torch.tensor([value])  # as Prodigy keeps one
+    parameters = [dict(layer.named_parameters()) for layer in layers]
+    averages: list[dict[str, Tensor]] = [
+        {name: torch.full_like(parameter, value) for name, parameter in named.items()}
+        for named, value in zip(parameters, (2.0, 0.0), strict=True)
+    ]
+    save_checkpoint(
+        tmp_path / "step-1",
+        step=1,
+        parameters=parameters[0],
+        optimizer=optimizers[0],
+        files=[],
+        average=averages[0],
+    )
+    load_checkpoint(tmp_path / "step-1", parameters[1], optimizers[1], averages[1])
+    assert all(torch.equal(averages[1][name], averages[0][name]) for name in parameters[0])
+    assert optimizers[1].param_groups[0]["estimate"].tolist() == [0.25]
+    assert optimizers[1].param_groups[0]["lr"] == 0.1

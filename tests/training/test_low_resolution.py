@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -87,6 +88,19 @@ def test_shrunk_samples_have_a_noise_and_a_time_of_their_own_and_the_shrunk_pict
 
 
 SIZES = [(0, (16, 24)), (1, (20, 10))]
+
+
+def test_times_of_shrunk_samples_are_shifted_as_those_of_the_whole_pictures(tmp_path: Path) -> None:
+    plain = build(tmp_path, replace(SECOND, shift_mode="none"))
+    shifted = build(tmp_path, SECOND)
+    assert shifted.ids == plain.ids
+    for name, is_extra, plain_t, t in zip(
+        plain.ids, plain.is_extra, plain.timesteps_B.tolist(), shifted.timesteps_B.tolist(), strict=True
+    ):
+        height, width = dict(SIZES)[int(name)]
+        shift = math.exp(0.5 + 0.65 * (height * width / 4 - 256) / 3840)  # tokens of the whole picture
+        expected = 1 - shift * (1 - plain_t) / (1 + (shift - 1) * (1 - plain_t))
+        assert t == pytest.approx(expected, abs=1e-5), (name, is_extra)
 
 
 def test_loss_is_that_of_the_whole_pictures_plus_the_weighted_one_of_the_shrunk(tmp_path: Path) -> None:

@@ -15,7 +15,7 @@ from lumina2_trainer.trainer_core.lumina2.network.padding import ShapeLimiter
 from lumina2_trainer.trainer_core.lumina2.network.transformer import Lumina2Config, Lumina2Transformer
 from lumina2_trainer.trainer_core.lumina2.timesteps import NoiseSettings
 from lumina2_trainer.trainer_core.training.batch_builder import BatchBuilder, TrainingBatch
-from lumina2_trainer.trainer_core.training.rollout import roll, with_rollout
+from lumina2_trainer.trainer_core.training.rollout import plan_path, roll, with_rollout
 from lumina2_trainer.trainer_core.training.rollout_settings import (
     ROLLOUT_SAMPLERS,
     ROLLOUT_TARGETS,
@@ -274,3 +274,19 @@ def test_reflexflow_gives_every_batch_the_same_tensors(tmp_path: Path) -> None:
             direction = latents_of(batch.ids[0]) - result.noisy_TC
             torch.testing.assert_close(result.reflection.direction_TC, direction, rtol=1e-4, atol=1e-4)
     assert seen == {0, 1}
+
+
+def test_a_path_goes_its_whole_way_in_equal_steps_and_not_beyond_pure_noise() -> None:
+    settings = RolloutSettings(num_sampler_steps=2)
+    path = plan_path(settings, timesteps=[0.9, 0.05], offsets=[200, 100])
+    torch.testing.assert_close(path.timesteps_NB, torch.tensor([[0.7, 0.0], [0.8, 0.025]]))
+    torch.testing.assert_close(path.sizes_NB, torch.tensor([[0.1, 0.025], [0.1, 0.025]]))
+    torch.testing.assert_close(path.ends_B, torch.tensor([0.9, 0.05]))
+    torch.testing.assert_close(path.distances_B, torch.tensor([0.2, 0.05]))
+
+
+def test_samples_with_a_shorter_path_wait_where_it_begins() -> None:
+    settings = RolloutSettings(sampler="euler_unit")
+    path = plan_path(settings, timesteps=[0.5, 0.8], offsets=[3, 1])
+    torch.testing.assert_close(path.timesteps_NB, torch.tensor([[0.497, 0.799], [0.498, 0.799], [0.499, 0.799]]))
+    torch.testing.assert_close(path.sizes_NB, torch.tensor([[0.001, 0.0], [0.001, 0.0], [0.001, 0.001]]))

@@ -134,3 +134,20 @@ def test_a_gradient_that_comes_in_parts_is_never_taken_for_a_whole_one() -> None
     loss_B[:3].mean().backward(retain_graph=True)
     with pytest.raises(AssertionError, match=r"the gradient of 4\.bias came in parts"):
         losses_of(network, 1).mean().backward()
+
+
+@pytest.mark.parametrize(("limit", "share"), [(0.0, 1.0), (2.0, 2 / 13), (20.0, 1.0)])
+def test_gradients_beyond_the_limit_are_shortened_together_and_their_own_length_is_told(
+    limit: float, share: float
+) -> None:
+    gradients = {"first": torch.tensor([3.0, 4.0]), "second": torch.tensor([[12.0], [0.0]])}  # 13 long together
+    parameters = {name: nn.Parameter(torch.zeros_like(gradient)) for name, gradient in gradients.items()}
+    update = UpdateAfterBackward(parameters, torch.optim.SGD(parameters.values(), lr=1.0), limit)
+    loss = sum((parameters[name] * gradients[name]).sum() for name in gradients)
+    assert isinstance(loss, Tensor)
+    update.prepare(loss.detach()[None], 0.5, is_last=True)
+    loss.backward()
+    assert update.measure().item() == pytest.approx(13.0)
+    update.apply()
+    for name, parameter in parameters.items():
+        torch.testing.assert_close(parameter.detach(), -0.5 * share * gradients[name])

@@ -51,6 +51,17 @@ def test_rare_updates_look_back_equally_far() -> None:
     assert averages == pytest.approx([1 - 0.99**100] * 2, rel=1e-4)
 
 
+def test_rare_updates_come_at_multiples_of_their_interval_and_count_themselves() -> None:
+    parameters = parameters_of(torch.float32)
+    ema = Ema(parameters, decay=0.9999, step_interval=5, device=CPU)
+    seen = []
+    for step in range(1, 12):
+        follow(parameters, ema, range(step, step + 1), 1.0)
+        seen.append(ema.average["first"][0, 0].item())
+    first, second = 1 - 2 / 11, 1 - 2 / 11 * 3 / 12  # an update leaves (1 + n) / (10 + n)
+    assert seen == pytest.approx([0.0] * 4 + [first] * 5 + [second] * 2)
+
+
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_average_is_put_to_use_and_the_weights_come_back_bit_for_bit(dtype: torch.dtype) -> None:
     parameters = {"weight": nn.Parameter(torch.randn(7, 3, generator=torch.Generator().manual_seed(0)).to(dtype))}

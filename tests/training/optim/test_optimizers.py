@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import math
 from pathlib import Path
 
 import pytest
@@ -189,3 +190,50 @@ def test_weights_and_devices_it_cannot_train_are_refused() -> None:
 def test_numbers_out_of_range_are_refused(beta: float) -> None:
     with pytest.raises(TrainerError, match="beta1 is"):
         OptimizerSettings(beta1=beta)
+
+
+@pytest.mark.parametrize("value", [0.0, 10.0])
+def test_adafactor_steps_by_the_learning_rate_whatever_the_size_of_a_weight(value: float) -> None:
+    weight = nn.Parameter(torch.full((3, 5), value))
+    settings = OptimizerSettings(weight_decay=0.0)
+    optimizer = make_optimizer("adafactor", {"weight": weight}, learning_rate=0.01, settings=settings, seed=0)
+    weight.grad = torch.full_like(weight, 0.3)
+    optimizer.step()
+    torch.testing.assert_close(weight.detach(), torch.full_like(weight, value - 0.01))
+
+
+def prodigy_by_hand(rates: list[float]) -> list[float]:
+    """A weight that starts at 0 and whose gradient is always 1, after each step of Prodigy (arXiv:2306.06101).
+
+    Its estimate of the distance divides by gradients that count alike whatever the rate, so that warm-up, in which
+    the weight hardly moves, does not raise it.
+    """
+    beta1, beta2 = 0.9, 0.999
+    distance = start = 1e-6
+    weight = mean = square = numerator = gradients = 0.0
+    weights = []
+    for step, rate in enumerate(rates, start=1):
+        size = distance * rate * math.sqrt(1 - beta2**step) / (1 - beta1**step)
+        numerator = math.sqrt(beta2) * numerator - size * distance / start * weight
+        gradients = math.sqrt(beta2) * gradients + distance * distance / start
+        mean = beta1 * mean + (1 - beta1) * distance
+        square = beta2 * square + (1 - beta2) * distance**2
+        distance = max(distance, numerator / gradients)
+        weight -= size * mean / (math.sqrt(square) + 1e-8 * distance)
+        weights.append(weight)
+    return weights
+
+
+def test_prodigy_keeps_warm_up_out_of_its_estimate() -> None:
+    rates = [0.125 * min(step, 8) for step in range(1, 31)]
+    weight = nn.Parameter(torch.zeros(1, 1))
+    settings = OptimizerSettings(weight_decay=0.0)
+    optimizer = make_optimizer("prodigy", {"weight": weight}, learning_rate=1.0, settings=settings, seed=0)
+    found = []
+    for rate in rates:
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        weight.grad = torch.ones_like(weight)
+        optimizer.step()
+        found.append(weight.item())
+    assert found == pytest.approx(prodigy_by_hand(rates), rel=1e-4)
