@@ -69,3 +69,14 @@ def test_a_step_is_clipped_to_max_grad_norm_and_tells_the_whole_length(tmp_path:
     (free_norm, free), (norm, clipped) = steps
     assert norm == free_norm > 0.02
     torch.testing.assert_close(clipped, free * 0.01 / norm, rtol=1e-3, atol=1e-7)
+
+
+def test_dropout_within_the_network_is_drawn_anew_for_every_position(tmp_path: Path) -> None:
+    seeds: list[list[int]] = []
+    for _ in range(2):
+        session = new_session(tmp_path, OptimizerSettings(), num_steps=3, learning_rate=0.0)
+        seeds.append([])
+        session.transformer.register_forward_pre_hook(lambda *_: seeds[-1].append(torch.initial_seed()))
+        for _ in range(3):
+            session.train_step()
+    assert seeds[0] == seeds[1] and len(set(seeds[0])) == 3
