@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 import torch
-from lumina2_trainer.trainer_core.lumina2.encoders.vae_memory import estimate_bytes
+from lumina2_trainer.trainer_core.lumina2.encoders.vae_memory import WORKSPACE_BYTES, estimate_bytes
 from lumina2_trainer.trainer_core.lumina2.encoders.vae_strips import StripPlan, run_in_strips
 from torch import Tensor
 
@@ -77,7 +77,7 @@ def test_strips_take_no_more_memory_than_estimated(direction: str, shape: tuple[
         run_whole(part, inputs)
     with LiveBytes() as in_strips:
         run_in_strips(part, inputs, plan)
-    estimate = estimate_bytes(part, *shape[2:], plan)
+    estimate = estimate_bytes(part, *shape[2:], plan) - WORKSPACE_BYTES  # which is no tensor
     assert 0.6 * estimate <= in_strips.peak <= estimate
     assert in_strips.peak <= 0.7 * whole.peak
     assert whole.peak <= estimate_bytes(part, *shape[2:], None)
