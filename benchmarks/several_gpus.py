@@ -59,7 +59,7 @@ class Case:
     """Whether every weight is trained, not a LoRA."""
     precision: str = "bf16"
     batch_size: int = 1
-    """Of each process."""
+    """Samples of a batch of each process."""
     splits_batch: bool = False
     """Whether instead a batch of as many samples as the most ranks of all rows is divided among them."""
     gradient_accumulation_steps: int = 1
@@ -196,7 +196,7 @@ def measure_row(
 
 
 def find_batch_size(case: Case, num_ranks: int, most_ranks: int) -> int:
-    """Of each process.
+    """Find how many samples a batch of each process has.
 
     Raises:
         RunFailed: The ranks cannot share the batch.
@@ -252,7 +252,7 @@ def make_workflow(
 
 
 def make_environment(*, is_tiny: bool) -> dict[str, str]:
-    """Of the processes, which talk over this machine's own network."""
+    """The variables of the processes, which talk over this machine's own network."""
     environment = {"GLOO_SOCKET_IFNAME": "lo", **os.environ}
     return environment | ({"OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": ""} if is_tiny else {})
 

@@ -18,7 +18,7 @@ class Card:
     """A GPU as people have it."""
 
     total_gib: float
-    """As CUDA reports it."""
+    """The memory that CUDA reports."""
     free_gib: float
     """With a desktop on it."""
 
@@ -51,6 +51,6 @@ def emulated(card: Card) -> Iterator[dict[str, str]]:
 
 
 def variables(card: Card, environment: Mapping[str, str]) -> dict[str, str]:
-    """Of a process that shall see the card."""
+    """The environment of a process that shall see the card."""
     paths = os.pathsep.join(filter(None, [str(SMALLER_CARD_DIR), environment.get("PYTHONPATH")]))
     return {**environment, "PYTHONPATH": paths, "SMALLER_CARD_GIB": str(card.total_gib)}

@@ -137,7 +137,7 @@ def explained_out_of_memory(work: str, remedies: Sequence[str]) -> Iterator[None
 
 
 def without_frames(error: OutOfMemoryError) -> OutOfMemoryError:
-    """The same error, which no longer keeps alive what its calls held: models, and so their memory."""
+    """Free what an error's calls held (models, and so their memory), and return the error."""
     part: BaseException | None = error
     while part is not None:
         traceback.clear_frames(part.__traceback__)

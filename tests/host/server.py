@@ -77,7 +77,7 @@ class ServerProcess:
 
     @property
     def pid(self) -> int:
-        """Of the server's process."""
+        """The number of the server's process."""
         assert self._process is not None, "it was not started"
         return self._process.pid
 

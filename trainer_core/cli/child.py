@@ -33,7 +33,7 @@ def run_child() -> int:
     except StopTraining:
         send({"stopped": True})
         return EXIT_STOPPED
-    except Exception as error:
+    except Exception as error:  # logged here, and raised by the parent
         if not isinstance(error, TrainerError):
             traceback.print_exc()
         send({"error": _describe(error)})

@@ -123,14 +123,14 @@ def estimate_bytes(part: nn.Module, height: int, width: int, plan: StripPlan | N
 @dataclass(frozen=True, kw_only=True)
 class _LayerSizes:
     bytes_before: int
-    """Of the layer's whole input."""
+    """The size of the layer's whole input."""
     bytes_after: int
     row_bytes: int
-    """Of an input's row or of what is computed from it, whichever is more."""
+    """The size of an input's row or of what is computed from it, whichever is more."""
     is_attention: bool
 
     def bytes_on_device(self, plan: StripPlan) -> int:
-        """Of the input and output, as far as they stay there; attention writes over its input, beside keys and values
+        """The size of what stays there of input and output; attention writes over its input, beside keys and values
         that always stay."""
         stored = [self.bytes_before] if self.is_attention else [self.bytes_before, self.bytes_after]
         beside = 2 * self.bytes_before if self.is_attention else 0

@@ -32,7 +32,7 @@ class StripPlan:
     """How a picture is computed in strips."""
 
     strip_bytes: int
-    """Of the larger of a layer's input and output; at least a row of each is computed at once."""
+    """The size of a strip of a layer's input or output, the larger; at least a row of each is computed at once."""
     kept_bytes: float
     """Activations up to this size stay on the device, larger ones go to the computer's memory."""
 

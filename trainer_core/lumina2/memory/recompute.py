@@ -242,7 +242,7 @@ def go_back(pairs: Sequence[tuple[Tensor, Tensor | None]]) -> None:
 
 
 def leaf_of(x: Tensor) -> Tensor:
-    """The same values outside the graph, asking for a gradient if `x` does."""
+    """Detach a tensor from the graph; the result asks for a gradient if `x` does."""
     return x.detach().requires_grad_(x.requires_grad)
 
 
